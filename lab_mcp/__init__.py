@@ -1,0 +1,1 @@
+"""Floor 4: the app. CLI, service, keeper, bridge; composition only."""

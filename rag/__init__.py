@@ -1,0 +1,1 @@
+"""Floor 1: memory. Documents are read, chunked, embedded, indexed and found again."""

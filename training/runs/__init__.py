@@ -1,0 +1,1 @@
+"""Runs: supervised, detached processes whose folder is their truth."""

@@ -1,0 +1,124 @@
+"""Files that survive a kill or a power loss at any moment. Standard library only.
+
+A durable write is: temporary file in the same folder, fsync, os.replace, fsync of the folder.
+A JSON-lines file is appended to line by line; a reader ignores a torn last line, a writer repairs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace the content of `path` atomically and durably. Raises OSError (e.g. ENOSPC); `path` is then unchanged."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # noqa: PTH108
+        raise
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    write_bytes(path, text.encode("utf-8"), mode=mode)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8"), mode=mode)
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON value in `path`, or None when the file does not exist.
+
+    Raises ValueError naming the file when it is not JSON: a durable writer never leaves such a file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def repair_tail(path: Path) -> int:
+    """Cut a torn last line (one without its newline) off a JSON-lines file; returns the bytes cut."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        position = size
+        while position > 0:
+            step = min(65536, position)
+            file.seek(position - step)
+            block = file.read(step)
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                position = position - step + newline + 1
+                break
+            position -= step
+        if position < size:
+            file.truncate(position)
+            file.flush()
+            os.fsync(file.fileno())
+        return size - position
+    return 0
+
+
+def append_jsonl(path: Path, record: Any, *, sync: bool = False) -> None:
+    """Append one record as one line with one write call; with `sync`, fsync before returning.
+
+    A torn line left by a killed writer is repaired first, so two records can never run together.
+    """
+    line = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            repair_tail(path)
+        os.write(descriptor, line)
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """The records of a JSON-lines file in order; a torn last line is skipped, a missing file is empty.
+
+    Raises ValueError for a complete line that is not JSON.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path.name} line {number} is not valid JSON ({error})") from error

@@ -1,0 +1,201 @@
+"""Settings of a workspace: `lab.toml`, overridden by `LAB_*` environment variables. All optional.
+
+`LAB_RUNS__GRACE_SECONDS=5` overrides `[runs] grace_seconds`. `LAB_BACKEND` and `LAB_QDRANT_URL` are short forms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from workspace.errors import Refused, closest
+
+SHORT_FORMS = {"LAB_BACKEND": "LAB_HARDWARE__BACKEND", "LAB_QDRANT_URL": "LAB_RAG__QDRANT_URL"}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HardwareSettings(Section):
+    backend: Literal["auto", "hpu", "rocm", "cuda", "mps", "cpu"] = Field(
+        "auto", description="the accelerator to use; auto takes the first of hpu, rocm, cuda, mps, cpu"
+    )
+    exclude_devices: list[str] = Field([], description="device indices or UUIDs the lab must leave alone")
+    sample_seconds: float = Field(2.0, ge=0.5, le=60, description="how often devices are sampled")
+
+
+class RunSettings(Section):
+    max_concurrent: int = Field(0, ge=0, le=64, description="runs at once; 0 = one per accelerator, or one on a CPU")
+    time_limit_hours: float = Field(24.0, gt=0, le=24 * 31, description="wall-clock limit of a run that names none")
+    grace_seconds: float = Field(20.0, ge=0, le=600, description="time between TERM and KILL when a run is stopped")
+    python: str = Field(
+        "", description="interpreter for your own scripts; empty = the workspace's .venv, else the lab's own"
+    )
+
+
+class ServiceSettings(Section):
+    idle_minutes: float = Field(
+        30.0,
+        ge=0,
+        le=60 * 24 * 7,
+        description="the service ends after this time without clients, live runs or campaigns; 0 = never",
+    )
+
+
+class ExperimentSettings(Section):
+    test_fraction: float = Field(0.2, gt=0, le=1, description="length of the test run as a fraction of the budget")
+    replicates: int = Field(3, ge=2, le=20, description="baseline replicates from which noise is measured")
+    confirmations: int = Field(2, ge=1, le=20, description="candidate runs before a keep is possible")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence of the interval a verdict is read from")
+
+
+class RagSettings(Section):
+    qdrant_url: str = Field("", description="a Qdrant server to use instead of the in-process engine")
+    model: str = Field(
+        "all-MiniLM-L6-v2",
+        min_length=1,
+        description="embedding model: the packaged one, or a name sentence-transformers knows",
+    )
+    floor: float = Field(
+        0.25, ge=0, le=1, description="cosine similarity below which a passage without a matching word is not shown"
+    )
+
+
+class NetworkSettings(Section):
+    hub: bool = Field(False, description="may data sets be fetched from the Hugging Face hub?")
+    git: bool = Field(True, description="may start_training clone a repository from a URL?")
+
+
+class GitSettings(Section):
+    prefix: str = Field(
+        "lab", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the lab's own refs are refs/heads/<prefix>/..."
+    )
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; see `lab.toml` in a workspace for the same as text."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix="LAB_", env_nested_delimiter="__")
+
+    hardware: HardwareSettings = HardwareSettings()
+    runs: RunSettings = RunSettings()
+    service: ServiceSettings = ServiceSettings()
+    experiments: ExperimentSettings = ExperimentSettings()
+    rag: RagSettings = RagSettings()
+    network: NetworkSettings = NetworkSettings()
+    git: GitSettings = GitSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)  # the environment wins over the file
+
+
+def load(file: Path) -> Settings:
+    """Read `file` (may be absent) and the environment.
+
+    Raises `Refused` naming the file or variable, the key, what was found and what is allowed.
+    """
+    content: dict[str, Any] = {}
+    if file.exists():
+        try:
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Refused(f"{file.name} is not valid TOML: {error}", fix=f"mend {file.name}") from error
+    for short, full in SHORT_FORMS.items():
+        if os.environ.get(short) and full not in os.environ:
+            section, key = full.removeprefix("LAB_").lower().split("__")
+            content.setdefault(section, {})[key] = os.environ[short]
+    try:
+        return Settings(**content)
+    except ValidationError as error:
+        raise _explain(file, error) from error
+    except Exception as error:  # pydantic-settings wraps a malformed environment value in SettingsError
+        if type(error).__name__ != "SettingsError":
+            raise
+        raise Refused(f"a LAB_* environment variable cannot be read: {error}", fix="unset or correct it") from error
+
+
+def _explain(file: Path, error: ValidationError) -> Refused:
+    problem = error.errors(include_url=False)[0]
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    variable = "LAB_" + "__".join(path).upper()
+    source = f"environment variable {variable}" if variable in os.environ else file.name
+    if problem["type"] == "extra_forbidden":
+        section: Any = Settings
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        near = closest(path[-1], known)
+        return Refused(f"{source}: there is no setting {key}", valid=", ".join(near or known))
+    found = json.dumps(problem["input"], ensure_ascii=False, default=str)[:80]
+    return Refused(
+        f"{source}: {key} = {found} is not allowed",
+        valid=_allowed(path) or problem["msg"],
+        fix=f"correct {key} in {source}",
+    )
+
+
+def _allowed(path: list[str]) -> str:
+    """What a setting accepts, in words, from its JSON schema."""
+    schema: dict[str, Any] = Settings.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in path:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        node = node.get("properties", {}).get(part, {})
+    if "enum" in node:
+        return "one of " + ", ".join(map(str, node["enum"]))
+    words = {
+        "number": "a number",
+        "integer": "a whole number",
+        "string": "text",
+        "boolean": "true or false",
+        "array": "a list",
+    }
+    text = words.get(str(node.get("type")), "")
+    bounds = [
+        ("minimum", "at least"),
+        ("exclusiveMinimum", "above"),
+        ("maximum", "at most"),
+        ("exclusiveMaximum", "below"),
+    ]
+    limits = [f"{word} {node[name]:g}" for name, word in bounds if name in node]
+    if "pattern" in node:
+        limits.append(f"matching {node['pattern']}")
+    return " ".join([text, " and ".join(limits)]).strip()
+
+
+def default_toml() -> str:
+    """The text of a new `lab.toml`: every setting, commented out, at its default."""
+    lines = [
+        "# Settings of this lab. Everything is optional; what is commented out is at its default.",
+        "# An environment variable overrides: LAB_RUNS__GRACE_SECONDS=5 stands for [runs] grace_seconds.",
+        "",
+    ]
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type) and issubclass(section, Section)
+        lines.append(f"[{name}]")
+        for key, setting in section.model_fields.items():
+            allowed = _allowed([name, key])
+            lines.append(
+                f"# {setting.description}" + (f" ({allowed})" if "one of" in allowed or "at " in allowed else "")
+            )
+            lines.append(f"# {key} = {json.dumps(setting.default)}")
+        lines.append("")
+    return "\n".join(lines)
