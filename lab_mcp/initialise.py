@@ -1,0 +1,248 @@
+"""`lab-mcp init`: makes a folder a lab's workspace. Writes what is missing, overwrites nothing, ever."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lab_mcp.templates import PAPERS_README, PROGRAM
+from workspace import durable, settings
+from workspace.errors import Refused, Unavailable
+from workspace.interpreter import python_command
+from workspace.layout import SETTINGS_NAME, Workspace
+
+SERVER_NAME = "lab"
+RECIPE = "recipe/recipe.toml"
+
+
+class InitReport(BaseModel):
+    """What `init` did; paths are relative to the workspace."""
+
+    model_config = ConfigDict(frozen=True)
+
+    root: str
+    written: list[str] = Field(description="files and folders that were not there before")
+    kept: list[str] = Field(description="what was there already and stays as it is")
+    notes: list[str] = []
+    register_command: str = Field(description="the one line that registers the lab with Claude Code")
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.written)
+
+
+def init(directory: str | Path) -> InitReport:
+    """Make `directory` a workspace. A second call changes nothing and says so.
+
+    Raises `LabError` (nothing written stays behind) for a folder that cannot be written, a file in the place of a
+    folder, an `.mcp.json` that is no JSON, or when git is missing.
+    """
+    root = Path(directory).expanduser().resolve()
+    _check_place(root)
+    command = server_command()
+    server = {"type": "stdio", "command": command[0], "args": command[1:], "env": {"LAB_WORKSPACE": str(root)}}
+    registration, registration_note = _registration(root / ".mcp.json", server)
+    recipe_note, files = _files()
+    notes = [registration_note] if registration_note else []
+    written: list[str] = []
+    kept: list[str] = []
+    with _all_or_nothing(root) as created:
+        root.mkdir(parents=True, exist_ok=True)
+        notes += _repository(root, created, written)
+        for name, text in files.items():
+            path = root / name
+            if path.exists():
+                kept.append(name)
+                continue
+            _make_parents(path.parent, created)
+            created.append(path)
+            durable.write_text(path, text)
+            written.append(name)
+        _folders(root, created, written, kept)
+        path = root / ".mcp.json"
+        if registration is None:
+            kept.append(".mcp.json")
+        else:
+            new = not path.exists()
+            if new:
+                created.append(path)
+            durable.write_text(path, registration)
+            written.append(".mcp.json" if new else f".mcp.json (server {SERVER_NAME!r} added, the rest as it was)")
+    if RECIPE in written:
+        notes.append(recipe_note)
+    if not written:
+        notes.insert(0, "this is a lab workspace already; nothing was changed")
+    return InitReport(root=str(root), written=written, kept=kept, notes=notes, register_command=register_command(root))
+
+
+def server_command() -> list[str]:
+    """The absolute command of this installation's MCP server."""
+    script = Path(sysconfig.get_path("scripts")) / "lab-mcp"
+    if script.is_file():
+        return [str(script), "mcp"]
+    return python_command("lab_mcp", "mcp")
+
+
+def register_command(root: Path) -> str:
+    """The line for a shell that registers the lab at `root` with Claude Code for this user."""
+    variable = f"LAB_WORKSPACE={root}"
+    return shlex.join(["claude", "mcp", "add", SERVER_NAME, "--env", variable, "--", *server_command()])
+
+
+def _files() -> tuple[str, dict[str, str]]:
+    """What is written where, and a word on what the recipe was fitted to."""
+    from training.config import default_recipe_toml, suggest
+    from training.hardware import devices
+
+    status = devices.detect()
+    device = next(iter(status.usable_devices()), None)
+    memory = device.memory_total_bytes if device else None
+    size = f" with {memory / 2**30:.0f} GiB" if memory else ""
+    fitted = f"the recipe is fitted to {device.name}{size}" if device else "the recipe is fitted to the CPU"
+    return fitted, {
+        SETTINGS_NAME: settings.default_toml(),
+        "program.md": PROGRAM,
+        RECIPE: default_recipe_toml(suggest(status.backend, memory)),
+        "papers/README.md": PAPERS_README,
+    }
+
+
+def _check_place(root: Path) -> None:
+    """Refuse early what would fail half-way."""
+    if root.exists() and not root.is_dir():
+        raise Refused(f"{root.name} is a file, not a folder", fix="name a folder, new or existing")
+    for name in ("recipe", "papers", "runs", "models", ".lab"):
+        if (root / name).exists() and not (root / name).is_dir():
+            raise Refused(
+                f"{name} in {root.name} is a file; the lab needs a folder of that name", fix=f"move {name} away"
+            )
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise Unavailable(
+            f"{nearest.name or nearest} cannot be written by this user, so no workspace can be made in it",
+            fix="choose another folder, or change its permissions",
+        )
+
+
+def _registration(path: Path, server: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(new text of `.mcp.json` or None when it stays, a note or None). Other servers stay as they are."""
+    content: Any = {}
+    if path.exists():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8") or "{}")
+        except (OSError, ValueError) as error:
+            raise Refused(
+                f".mcp.json is there and cannot be read as JSON ({error})", fix="mend or move .mcp.json, then try again"
+            ) from error
+        if not isinstance(content, dict) or not isinstance(content.get("mcpServers", {}), dict):
+            raise Refused('.mcp.json is there and has not the form {"mcpServers": {...}}', fix="mend or move .mcp.json")
+    servers = content.setdefault("mcpServers", {})
+    present = servers.get(SERVER_NAME)
+    if present == server:
+        return None, None
+    if present is not None:
+        return None, (
+            f".mcp.json has another server named {SERVER_NAME!r}; it was kept. Remove that entry and run "
+            "`lab-mcp init` again to have this lab registered there"
+        )
+    servers[SERVER_NAME] = server
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n", None
+
+
+def _repository(root: Path, created: list[Path], written: list[str]) -> list[str]:
+    """Make sure that `root` lies in a git repository; returns what a user should know about it."""
+    try:
+        import git
+    except ImportError as error:  # GitPython says so when there is no git program
+        raise Unavailable("git is not installed, and a lab keeps its recipes in git", fix="install git") from error
+    try:
+        found = git.Repo(root, search_parent_directories=True)
+    except (git.InvalidGitRepositoryError, git.NoSuchPathError):
+        found = None
+    notes: list[str] = []
+    if found is not None and found.bare:
+        raise Refused(f"{root.name} is a bare git repository, which has no files", fix="name a folder beside it")
+    if found is not None and Path(found.working_dir).resolve() != root:
+        with found:
+            outer, ignored = Path(found.working_dir).name, _ignored(found, root)
+        if not ignored:
+            return [f"the workspace is part of the git repository {outer!r}; the lab keeps its own refs there"]
+        notes.append(f"the repository {outer!r} around it ignores this folder, so it got its own")
+        found = None
+    if found is None:
+        created.append(root / ".git")
+        with git.Repo.init(root, initial_branch="main"):
+            written.append(".git (a new repository, branch main)")
+        return notes
+    with found:
+        if not found.head.is_valid():
+            notes.append("the repository has no commit yet; the lab makes a first one, announced, when it needs it")
+    return notes
+
+
+def _ignored(repository: Any, root: Path) -> bool:
+    import git
+
+    try:
+        return bool(repository.ignored(str(root)))
+    except git.GitCommandError:
+        return False
+
+
+def _folders(root: Path, created: list[Path], written: list[str], kept: list[str]) -> None:
+    workspace = Workspace(root)
+    for folder in (workspace.runs_dir, workspace.models_dir, workspace.lab_dir):
+        name = f"{folder.name}/"
+        if folder.exists():
+            kept.append(name)
+        else:
+            created.append(folder)
+            written.append(name)
+    workspace.create_folders()
+
+
+def _make_parents(folder: Path, created: list[Path]) -> None:
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    created.extend(reversed(missing))
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(root: Path) -> Iterator[list[Path]]:
+    """Yields a list of what is being created; when the block fails, all of it is removed again."""
+    created = [f for f in (root, *root.parents) if not f.exists()][::-1]
+    try:
+        yield created
+    except BaseException as error:
+        for path in reversed(created):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        if isinstance(error, OSError):
+            raise Unavailable(
+                f"the workspace could not be written ({error.strerror or error}); nothing was left behind",
+                fix="check permissions and free space, then run `lab-mcp init` again",
+            ) from error
+        raise
+
+
+def text(report: InitReport) -> str:
+    """The report as `lab-mcp init` prints it."""
+    lines = [f"Workspace: {report.root}"]
+    lines += [f"  written  {name}" for name in report.written]
+    lines += [f"  kept     {name}" for name in report.kept]
+    lines += [f"  note     {note}" for note in report.notes]
+    lines += ["", "Register it with Claude Code (or start Claude Code in this folder: .mcp.json is there):"]
+    lines += [f"  {report.register_command}"]
+    return "\n".join(lines)
