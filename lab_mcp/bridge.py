@@ -1,0 +1,358 @@
+"""`lab-mcp mcp`: what Claude Code starts. Carries MCP between stdio and the workspace's service.
+
+One bridge per conversation, both protocol eras (the first message decides). When the service dies, the bridge brings
+it back, replays `initialize` (older era), and sends again what was unanswered; every request has a key, by which the
+service recognises a call it has already carried out. The bridge ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import uuid
+from typing import Any
+
+from lab_mcp import connection
+from workspace.errors import LabError
+from workspace.layout import Workspace, discover
+
+PROTOCOL_VERSION_META = "io.modelcontextprotocol/protocolVersion"
+ATTEMPTS = 6  # to have one request answered, each with a service brought back in between
+PASSIVE_POLL_S = 0.5
+INTERNAL_ERROR = -32603
+NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+
+Message = dict[str, Any]
+
+
+class Lost(Exception):
+    """The service went away, or forgot us, before it answered."""
+
+
+class Bridge:
+    def __init__(self, workspace: Workspace, output: int) -> None:
+        import anyio
+
+        self.workspace = workspace
+        self.output = output
+        self.conversation = os.environ.get("CLAUDE_CODE_SESSION_ID") or f"bridge-{uuid.uuid4().hex[:12]}"
+        self.key_prefix = uuid.uuid4().hex
+        self.sent = 0
+        self.endpoint: connection.Endpoint | None = None
+        self.generation = 0  # raised with each service we connect to
+        self.session: str | None = None  # older era: what the service calls our session
+        self.initialize: Message | None = None  # older era: to be replayed
+        self.protocol: str | None = None
+        self.scopes: dict[Any, Any] = {}  # request id -> cancel scope of its exchange
+        self.reconnecting = anyio.Lock()
+        self.writing = anyio.Lock()
+
+    async def run(self) -> None:
+        """Pump until standard input ends."""
+        import anyio
+        import httpx2
+
+        async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=None, pool=None), trust_env=False) as client:
+            self.client = client
+            async with anyio.create_task_group() as group:
+                self.group = group
+                async for line in anyio.wrap_file(sys.stdin.buffer):
+                    if line.strip():
+                        await self._receive(line)
+                group.cancel_scope.cancel()
+            await self._goodbye()
+
+    async def _receive(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            await self._write({"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "not valid JSON"}})
+            return
+        if not isinstance(message, dict):
+            await self._write(_error(None, "one JSON-RPC message a line, please", code=-32600))
+            return
+        self.sent += 1
+        key = f"{self.key_prefix}:{self.sent}"
+        if "method" in message and "id" in message:
+            self.group.start_soon(self._request, message, key)
+        else:  # in order and before anything that follows: `initialized` must not be overtaken
+            await self._notify(message, key)
+
+    async def _request(self, message: Message, key: str) -> None:
+        import anyio
+
+        with anyio.CancelScope() as scope:
+            self.scopes[message["id"]] = scope
+            try:
+                await self._exchange(message, key)
+            finally:
+                if self.scopes.get(message["id"]) is scope:
+                    del self.scopes[message["id"]]
+
+    async def _exchange(self, message: Message, key: str) -> None:
+        """Have one request answered, whatever happens to the service meanwhile."""
+        passive = message["method"] == "subscriptions/listen"  # a mere listener does not bring a service back
+        attempt = 0
+        while True:
+            generation = self.generation
+            try:
+                if self.endpoint is None:
+                    raise Lost
+                await self._post(message, key)
+                return
+            except Lost:
+                attempt += 1
+                try:
+                    if attempt > ATTEMPTS and not passive:
+                        raise LabError(
+                            "the lab's service keeps dying on this request", fix="look at .lab/service.log"
+                        ) from None
+                    await self._reconnect(generation, passive=passive)
+                except LabError as error:
+                    await self._write(_refusal(message, str(error)))
+                    return
+
+    async def _notify(self, message: Message, key: str) -> None:
+        if message.get("method") == "notifications/cancelled":
+            scope = self.scopes.get((message.get("params") or {}).get("requestId"))
+            if scope is not None:
+                scope.cancel()  # closes the response stream, which is how the newer era cancels
+        try:
+            await self._post(message, key)
+        except Lost:
+            return  # nobody waits for an answer; the next request brings the service back
+        if message.get("method") == "notifications/initialized":
+            self.group.start_soon(self._listen)
+
+    async def _post(self, message: Message, key: str) -> None:
+        """Send one message and write out everything that comes back. Raises `Lost` when its answer did not come."""
+        import httpx2
+
+        request_id = message.get("id") if "method" in message else None
+        answered = request_id is None
+        try:
+            async with self.client.stream(
+                "POST", self._url(), content=json.dumps(message).encode(), headers=self._headers(message, key)
+            ) as response:
+                if response.status_code in (401, 404, 421) or (
+                    response.status_code == 400 and self._forgotten(message)
+                ):
+                    raise Lost
+                if response.headers.get("content-type", "").startswith("text/event-stream"):
+                    async for event in httpx2.EventSource(response, max_event_size=None):
+                        if event.data:
+                            incoming = json.loads(event.data)
+                            answered = answered or _answers(incoming, request_id)
+                            self._remember(message, incoming, response)
+                            await self._write(incoming)
+                else:
+                    body = await response.aread()
+                    if body and not answered:
+                        incoming = json.loads(body)
+                        answered = True
+                        self._remember(message, incoming, response)
+                        await self._write({**incoming, "id": request_id})
+        except (httpx2.TransportError, ValueError) as error:
+            if not answered:
+                raise Lost from error
+        if not answered:
+            raise Lost
+
+    def _forgotten(self, message: Message) -> bool:
+        return self.session is None and self.initialize is not None and message.get("method") != "initialize"
+
+    def _url(self) -> str:
+        if self.endpoint is None:
+            raise Lost
+        return f"{self.endpoint.url}/mcp"
+
+    def _headers(self, message: Message, key: str) -> dict[str, str]:
+        assert self.endpoint is not None
+        headers = {
+            "Authorization": f"Bearer {self.endpoint.token}",
+            "Accept": "application/json, text/event-stream",
+            "Content-Type": "application/json",
+            "Lab-Conversation": self.conversation,
+            "Lab-Request-Key": key,
+        }
+        parameters = message.get("params") or {}
+        modern = (parameters.get("_meta") or {}).get(PROTOCOL_VERSION_META)
+        method = message.get("method")
+        if modern and method:
+            headers["Mcp-Protocol-Version"] = modern
+            headers["Mcp-Method"] = method
+            name = parameters.get(NAMED_METHODS.get(method, ""))
+            if isinstance(name, str) and name:
+                headers["Mcp-Name"] = _header_value(name)
+        elif method != "initialize":
+            if self.session:
+                headers["Mcp-Session-Id"] = self.session
+            if self.protocol:
+                headers["Mcp-Protocol-Version"] = self.protocol
+        return headers
+
+    def _remember(self, message: Message, incoming: Message, response: Any) -> None:
+        """The older era's handshake, to be replayed to a restarted service."""
+        if message.get("method") == "initialize" and "result" in incoming:
+            self.initialize = message
+            self.protocol = incoming["result"]["protocolVersion"]
+            self.session = response.headers.get("mcp-session-id")
+
+    async def _reconnect(self, generation: int, *, passive: bool) -> None:
+        """Connect to a live service, unless another request did meanwhile; a passive caller waits for one to appear."""
+        import anyio
+        import anyio.to_thread
+
+        while passive and generation == self.generation:
+            if await anyio.to_thread.run_sync(connection.live_endpoint, self.workspace) is not None:
+                break
+            await anyio.sleep(PASSIVE_POLL_S)
+        async with self.reconnecting:
+            if self.generation != generation:
+                return
+            self.endpoint = await anyio.to_thread.run_sync(connection.ensure_service, self.workspace)
+            if self.initialize is not None:
+                await self._replay(self.initialize)
+            self.generation += 1
+
+    async def _replay(self, initialize: Message) -> None:
+        import httpx2
+
+        assert self.endpoint is not None
+        self.session = None
+        messages: list[Message] = [
+            {**initialize, "id": f"replay-{self.generation}"},
+            {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        ]
+        try:
+            for message in messages:
+                response = await self.client.post(self._url(), json=message, headers=self._headers(message, "replay"))
+                if response.status_code >= 400:
+                    raise LabError(f"the restarted service answered {response.status_code} to initialize")
+                self.session = response.headers.get("mcp-session-id", self.session)
+        except httpx2.TransportError:
+            return  # died again; the request that brought us here notices and comes back
+
+    async def _listen(self) -> None:
+        """Older era: what the service sends unasked (list changes) comes on a stream of its own."""
+        import anyio
+        import httpx2
+
+        while True:
+            generation = self.generation
+            try:
+                headers = {**self._headers({}, "listen"), "Accept": "text/event-stream"}
+                async with self.client.stream("GET", self._url(), headers=headers) as response:
+                    if response.status_code == 405:
+                        return
+                    if response.status_code == 200:
+                        async for event in httpx2.EventSource(response, max_event_size=None):
+                            if event.data:
+                                await self._write(json.loads(event.data))
+            except (httpx2.TransportError, Lost):
+                pass
+            if generation == self.generation:
+                await anyio.sleep(PASSIVE_POLL_S)
+                try:
+                    await self._reconnect(generation, passive=True)
+                except LabError as error:
+                    print(f"lab-mcp bridge: {error}", file=sys.stderr)
+
+    async def _goodbye(self) -> None:
+        """Tell the service that this session of the older era is over; the newer one has none."""
+        import anyio
+        import httpx2
+
+        if self.session is not None:
+            with anyio.move_on_after(1):
+                try:
+                    await self.client.delete(self._url(), headers=self._headers({}, "goodbye"))
+                except (httpx2.TransportError, Lost):
+                    return
+
+    async def _write(self, message: Message) -> None:
+        import anyio.to_thread
+
+        data = (json.dumps(message, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        async with self.writing:
+            await anyio.to_thread.run_sync(_write_all, self.output, data)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _header_value(name: str) -> str:
+    if name.isascii() and name.isprintable() and name == name.strip():
+        return name
+    from mcp.shared.inbound import encode_header_value
+
+    return encode_header_value(name)
+
+
+def _answers(incoming: Message, request_id: Any) -> bool:
+    return incoming.get("id") == request_id and ("result" in incoming or "error" in incoming)
+
+
+def _error(request_id: Any, text: str, *, code: int = INTERNAL_ERROR) -> Message:
+    return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": text}}
+
+
+def _refusal(message: Message, text: str) -> Message:
+    """A tool call is refused as a tool's error, which the model can read; anything else as a protocol error."""
+    if message["method"] != "tools/call":
+        return _error(message["id"], text)
+    result = {"content": [{"type": "text", "text": text}], "isError": True, "resultType": "complete"}
+    return {"jsonrpc": "2.0", "id": message["id"], "result": result}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="lab-mcp mcp", description="MCP over stdio, for Claude Code.")
+    parser.add_argument("--workspace", help="the workspace folder (default: LAB_WORKSPACE, CLAUDE_PROJECT_DIR, here)")
+    options = parser.parse_args(arguments)
+    try:
+        workspace = discover(options.workspace)
+    except LabError as error:
+        print(f"lab-mcp: {error}", file=sys.stderr)
+        return _serve_without_lab()
+    # The service starts while this process is still importing what it needs itself.
+    starter = threading.Thread(target=_start_early, args=(workspace,), daemon=True)
+    starter.start()
+    output = os.dup(1)
+    os.dup2(2, 1)  # a stray print goes to stderr, never into the protocol
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
+    import anyio
+
+    anyio.run(Bridge(workspace, output).run)
+    return 0
+
+
+def _start_early(workspace: Workspace) -> None:
+    try:
+        connection.ensure_service(workspace)
+    except (LabError, OSError) as error:
+        print(f"lab-mcp: {error}", file=sys.stderr)  # told again, as an answer, to the first request
+
+
+def _serve_without_lab() -> int:
+    """Outside a workspace every tool answers with the `lab-mcp init` to run."""
+    import anyio
+    from mcp.server.stdio import stdio_server
+
+    from lab_mcp import compose
+    from tools.server import build_server
+
+    async def run() -> None:
+        server = build_server(compose.all_tools(), None)
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+
+    anyio.run(run)
+    return 0

@@ -1,0 +1,170 @@
+"""The command line. Everything that reads or changes the lab goes through the service, as the assistant's calls do."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lab_mcp import connection
+from workspace import process
+from workspace.errors import LabError
+from workspace.layout import Workspace, discover
+
+app = typer.Typer(
+    help="An AI research lab behind one MCP server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+service_app = typer.Typer(help="Run the service from the system's own service manager.", no_args_is_help=True)
+app.add_typer(service_app, name="service")
+console = Console(highlight=False)
+
+WorkspaceOption = Annotated[
+    Path | None,
+    typer.Option("--workspace", help="workspace folder (default: LAB_WORKSPACE, or found from here upwards)"),
+]
+
+
+@app.command()
+def init(directory: Annotated[Path, typer.Argument(help="a new or existing folder")] = Path(".")) -> None:
+    """Make a folder a lab workspace; overwrites nothing."""
+    from lab_mcp.initialise import init as initialise
+
+    report = initialise(directory)
+    for name in report.written:
+        console.print(f"  wrote {escape(name)}")
+    for name in report.kept:
+        console.print(f"  kept  {escape(name)}")
+    for note in report.notes:
+        console.print(f"  {escape(note)}")
+    console.print("\nTo register it with Claude Code by hand (a session started in this folder finds it by itself):")
+    print(report.register)
+
+
+@app.command()
+def mcp(workspace: WorkspaceOption = None) -> None:
+    """What Claude Code starts: MCP on standard input and output."""
+    from lab_mcp import bridge
+
+    raise typer.Exit(bridge.main(["--workspace", str(workspace)] if workspace else []))
+
+
+@app.command()
+def serve(workspace: WorkspaceOption = None) -> None:
+    """Serve the workspace in the foreground (the other commands start the service by themselves)."""
+    from lab_mcp import service
+
+    found = discover(workspace)
+    if endpoint := connection.live_endpoint(found):
+        raise LabError(
+            f"this workspace is already served by process {endpoint.identity.pid}", fix="nothing, or `lab-mcp shutdown`"
+        )
+    service.set_up_logging(found)
+    raise typer.Exit(service.serve(found))
+
+
+@app.command()
+def status(workspace: WorkspaceOption = None) -> None:
+    """Is the service there, and what does it do?"""
+    found = discover(workspace)
+    endpoint = connection.live_endpoint(found)
+    if endpoint is None:
+        console.print("not running (any command, or Claude Code, starts it)")
+        raise typer.Exit(1)
+    from lab_mcp.cli_client import call
+
+    answer = call(found, "service_status", {})
+    console.print(f"running: version {answer['version']}, process {answer['pid']}, {answer['url']}")
+    console.print(f"since {answer['started_at']}")
+    queue = ", ".join(f"{count} {state}" for state, count in answer["queue"].items()) or "no runs in progress"
+    console.print(f"{queue}; {answer['to_document']} changes still to be documented")
+    for neighbour in answer["neighbours"]:
+        health = "answers" if neighbour["healthy"] else "odd"
+        console.print(f"{neighbour['name']} on port {neighbour['port']} {health}: {escape(neighbour['detail'])}")
+    outside = ", ".join(answer["leaves_the_premises"]) or "nothing"
+    console.print(f"switched on that may talk to the outside: {outside}")
+
+
+@app.command()
+def shutdown(workspace: WorkspaceOption = None) -> None:
+    """End the service. Runs go on; the next command or conversation starts it again."""
+    found = discover(workspace)
+    endpoint = connection.live_endpoint(found)
+    if endpoint is None:
+        console.print("not running")
+        return
+    connection.request(endpoint, "POST", "/api/shutdown")
+    deadline = time.monotonic() + 15
+    while process.is_alive(endpoint.identity):
+        if time.monotonic() > deadline:
+            raise LabError(f"process {endpoint.identity.pid} has not ended within 15 s", fix="look at .lab/service.log")
+        time.sleep(0.05)
+    console.print("ended; runs in progress go on")
+
+
+@app.command()
+def doctor(workspace: WorkspaceOption = None) -> None:
+    """What would bite: versions, drivers, space, file system, what may leave the premises."""
+    from lab_mcp.doctor import examine
+
+    found: Workspace | None
+    try:
+        found = discover(workspace)
+    except LabError as error:
+        console.print(f"[yellow]note[/] {escape(str(error))}")
+        found = None
+    colours = {"ok": "green", "note": "cyan", "warn": "yellow", "error": "red"}
+    worst = 0
+    for finding in examine(found):
+        console.print(f"[{colours[finding.level]}]{finding.level:5}[/] {escape(finding.what)}")
+        for text in (finding.why, finding.fix):
+            if text:
+                console.print(f"      {escape(text)}")
+        worst = max(worst, finding.level == "error")
+    raise typer.Exit(int(worst))
+
+
+@service_app.command("install")
+def service_install(
+    workspace: WorkspaceOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be written")] = False,
+) -> None:
+    """Write a systemd user unit (Linux) or launchd agent (macOS) for this workspace."""
+    from lab_mcp.service_unit import install
+
+    for line in install(discover(workspace), dry_run=dry_run):
+        print(line)
+
+
+@app.command("shell-init")
+def shell_init(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] = "bash") -> None:
+    """Print aliases such as gpu-status and train-status: eval "$(lab-mcp shell-init bash)"."""
+    from lab_mcp.shell_init import text
+
+    print(text(shell))
+
+
+def main() -> None:
+    """Run the command line; a refusal is one message and exit code 2, never a traceback."""
+    from lab_mcp import cli_runs
+
+    cli_runs.register(app)
+    try:
+        app(prog_name="lab-mcp")
+    except LabError as error:
+        Console(stderr=True, highlight=False).print(f"[red]lab-mcp:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone (`| head`): nothing more to say
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,158 @@
+"""How a client of the service finds it, starts it when it is not there, and talks to it. Standard library only."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workspace import durable, interpreter, process
+from workspace.errors import LabError, Refused, Unavailable
+from workspace.layout import Workspace
+
+START_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What `service.json` (mode 0600) tells: where the service listens and the token it asks for."""
+
+    port: int
+    token: str
+    identity: process.ProcessIdentity
+    version: str
+    started_at: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def read_endpoint(workspace: Workspace) -> Endpoint | None:
+    """The last service that wrote itself down, alive or not; None when there is none or the file is not readable."""
+    try:
+        content = durable.read_json(workspace.service_file)
+    except (OSError, ValueError):
+        return None
+    if not content:
+        return None
+    identity = process.ProcessIdentity.from_json(content["process"])
+    return Endpoint(content["port"], content["token"], identity, content["version"], content["started_at"])
+
+
+def live_endpoint(workspace: Workspace) -> Endpoint | None:
+    """The service when its process runs here and answers. Raises `Refused` when another host's service is alive."""
+    endpoint = read_endpoint(workspace)
+    if endpoint is None:
+        return None
+    if endpoint.identity.host != process.host_name() and _heartbeat_fresh(workspace):
+        raise Refused(
+            f"this workspace is served by another machine, {endpoint.identity.host}",
+            fix=f"work on {endpoint.identity.host}, or run `lab-mcp shutdown` there first",
+        )
+    if not process.is_alive(endpoint.identity):
+        return None
+    try:
+        request(endpoint, "GET", "/healthz", timeout=5.0)
+    except (OSError, http.client.HTTPException, LabError):
+        return None
+    return endpoint
+
+
+def _heartbeat_fresh(workspace: Workspace) -> bool:
+    """A live service touches its service.json every 30 s, which is how another host sees that it lives."""
+    try:
+        return time.time() - workspace.service_file.stat().st_mtime < 120
+    except OSError:
+        return False
+
+
+def spawn_keeper(workspace: Workspace) -> None:
+    """Start a keeper for the workspace, detached; a second keeper ends by itself."""
+    log = os.open(workspace.service_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        subprocess.Popen(
+            interpreter.python_command("lab_mcp.keeper", str(workspace.root)),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=interpreter.service_environment(),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+
+
+def ensure_service(workspace: Workspace, *, timeout: float = START_TIMEOUT_S) -> Endpoint:
+    """The live service, started when there is none.
+
+    Raises `Unavailable` with the last lines of the service's log when it does not come up within `timeout` seconds.
+    """
+    endpoint = live_endpoint(workspace)
+    if endpoint is not None:
+        return endpoint
+    try:
+        workspace.create_folders()
+        position = workspace.service_log.stat().st_size if workspace.service_log.exists() else 0
+        spawn_keeper(workspace)
+    except OSError as error:
+        raise Unavailable(
+            f"the lab's service cannot be started here: {error.strerror or error}",
+            fix="make the workspace writable and free some space (`lab-mcp doctor` says more)",
+        ) from error
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+        endpoint = live_endpoint(workspace)
+        if endpoint is not None:
+            return endpoint
+        if fatal := _fatal(workspace.service_log, position):
+            raise Unavailable(f"the lab's service does not start: {fatal}", fix="run `lab-mcp doctor`")
+    raise Unavailable(
+        f"the lab's service did not answer within {timeout:.0f} s", fix="look at .lab/service.log, run `lab-mcp doctor`"
+    )
+
+
+FATAL = "lab-mcp cannot serve: "
+
+
+def _fatal(log: Path, position: int) -> str:
+    """The reason a service gave for refusing to start, from what was logged since `position`."""
+    try:
+        with log.open("rb") as file:
+            file.seek(position)
+            lines = file.read(65536).decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return next((line.split(FATAL, 1)[1] for line in lines if FATAL in line), "")
+
+
+def request(
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    body: Any = None,
+    *,
+    headers: dict[str, str] | None = None,
+    timeout: float = 120.0,
+) -> Any:
+    """One JSON request to the service. Raises `LabError` for a refusal, OSError when nobody answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=timeout)
+    try:
+        payload = None if body is None else json.dumps(body).encode()
+        sent = {"Authorization": f"Bearer {endpoint.token}", "Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, body=payload, headers=sent)
+        response = connection.getresponse()
+        content = json.loads(response.read() or b"null")
+    finally:
+        connection.close()
+    if response.status >= 400:
+        text = content.get("error", "") if isinstance(content, dict) else ""
+        raise LabError(text.rstrip(".") or f"the service answered {response.status}")
+    return content

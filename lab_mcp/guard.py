@@ -1,0 +1,54 @@
+"""The outermost layer of the service: no route is reached without the token, from the right host and origin."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
+
+
+class Guard:
+    """ASGI middleware. 401 without the token, 421 for a foreign Host (DNS rebinding), 403 for a foreign Origin."""
+
+    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+        self.app = app
+        self.token = token.encode()
+        self.hosts = {f"{name}:{port}".encode() for name in LOOPBACK}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self.app(scope, receive, send)
+            return
+        status, text = refusal
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        body = json.dumps({"error": text}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.lower(), []).append(value)
+        hosts = headers.get(b"host", [])
+        if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
+            return 421, "this host name is not served here"
+        for origin in headers.get(b"origin", []):
+            if urlsplit(origin).netloc.lower() not in self.hosts:
+                return 403, "requests from this origin are not allowed"
+        given = headers.get(b"authorization", [])
+        if len(given) != 1 or not hmac.compare_digest(given[0], b"Bearer " + self.token):
+            return 401, "the workspace's token is missing or wrong; it is in .lab/service.json"
+        return None

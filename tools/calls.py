@@ -1,0 +1,108 @@
+"""Calls that change something happen once: answered from the record when they come again, and journalled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import anyio
+
+from tools.tool import Caller
+from workspace import clock
+from workspace.database import Database
+from workspace.errors import Refused
+
+TABLES = [
+    """
+    CREATE TABLE calls (
+      key TEXT PRIMARY KEY, tool TEXT NOT NULL, arguments TEXT NOT NULL,
+      answer TEXT NOT NULL, at TEXT NOT NULL
+    );
+    CREATE INDEX calls_at ON calls (at);
+    """
+]
+KEEP_DAYS = 7
+
+
+class Journal(Protocol):
+    """The notebook, as far as calls are concerned."""
+
+    def journal(
+        self, conversation: str, tool: str, arguments: dict[str, Any], outcome: str, key: str | None = None
+    ) -> object: ...
+
+
+class Calls:
+    """The durable record key -> answer.
+
+    The tool itself makes its effect idempotent under the same key (a run or experiment row carries it), so a
+    service killed between effect and answer does the same thing again without a second effect.
+    """
+
+    def __init__(self, database: Database, journal: Journal | None) -> None:
+        self.database = database
+        self.journal = journal
+        self._running: dict[str, anyio.Event] = {}
+        database.migrate("calls", TABLES)
+        oldest = clock.stamp(datetime.now(UTC) - timedelta(days=KEEP_DAYS))
+        with database.transaction() as tx:
+            tx.execute("DELETE FROM calls WHERE at < ?", (oldest,))
+
+    async def once(
+        self,
+        tool: str,
+        arguments: dict[str, Any],
+        caller: Caller,
+        act: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> dict[str, Any]:
+        """Run `act` unless its key has been answered: then give that answer again."""
+        key = caller.key
+        if key is None:
+            return await self._act(tool, arguments, caller, act)
+        while key in self._running:  # the same call sent again while the first is still under way
+            await self._running[key].wait()
+        done = self._running[key] = anyio.Event()
+        try:
+            known = self.database.one("SELECT tool, arguments, answer FROM calls WHERE key = ?", (key,))
+            if known is not None:
+                if known["tool"] != tool or known["arguments"] != _canonical(arguments):
+                    raise Refused(
+                        "this idempotency key was used for a different call",
+                        fix="use a new key for a new call, or repeat the first call unchanged",
+                    )
+                answer: dict[str, Any] = json.loads(known["answer"])
+                return answer
+            return await self._act(tool, arguments, caller, act)
+        finally:
+            done.set()
+            del self._running[key]
+
+    async def _act(
+        self, tool: str, arguments: dict[str, Any], caller: Caller, act: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        # A refusal changed nothing, so it is not recorded: the same call may succeed later.
+        answer = await act()
+        await anyio.to_thread.run_sync(self._record, tool, arguments, caller, answer)
+        return answer
+
+    def _record(self, tool: str, arguments: dict[str, Any], caller: Caller, answer: dict[str, Any]) -> None:
+        if caller.key is not None:
+            with self.database.transaction() as tx:
+                tx.execute(
+                    "INSERT OR IGNORE INTO calls VALUES (?, ?, ?, ?, ?)",
+                    (caller.key, tool, _canonical(arguments), json.dumps(answer, ensure_ascii=False), clock.now()),
+                )
+        if self.journal is not None:
+            self.journal.journal(caller.conversation, tool, arguments, _outcome(answer), key=caller.key)
+
+
+def _canonical(arguments: dict[str, Any]) -> str:
+    return json.dumps(arguments, ensure_ascii=False, sort_keys=True)
+
+
+def _outcome(answer: dict[str, Any]) -> str:
+    """One line for the journal: the handle and its state."""
+    shown = [str(answer[name]) for name in ("run_id", "experiment_id", "session_id", "state") if answer.get(name)]
+    return " ".join(shown) or "done"

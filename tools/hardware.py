@@ -1,0 +1,142 @@
+"""Tools about the machine: `gpu_status` and `service_status`."""
+
+from __future__ import annotations
+
+import anyio.to_thread
+from pydantic import Field
+
+from tools.lab import Lab
+from tools.tool import Arguments, Caller, Result, Tool
+from training.hardware.status import Cpu, Device
+from training.neighbours import Neighbour, probe
+
+GIB = 2**30
+
+
+class GpuStatusArguments(Arguments):
+    processes: bool = Field(False, description="also list the processes on each device")
+
+
+class GpuStatusResult(Result):
+    time: str
+    backend: str = Field(description="what the lab trains on: hpu, rocm, cuda, mps or cpu")
+    backend_reason: str
+    summary: str = Field(description="one line for people")
+    devices: list[Device] = Field(description="accelerators; empty on a machine that has only a CPU")
+    cpu: Cpu
+    running: list[str] = Field(description="ids of runs that are running now, with their devices")
+    waiting: int = Field(description="runs in the queue")
+    notes: list[str] = Field([], description="what could not be read, and why")
+    next: str
+
+
+async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) -> GpuStatusResult:
+    status = lab.hardware.latest()
+    devices = status.devices
+    if not arguments.processes:
+        devices = [device.model_copy(update={"processes": None}) for device in devices]
+    live = lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=50)
+    running = [f"{run.id} ({', '.join(run.devices) or 'cpu'})" for run in live if run.state != "queued"]
+    waiting = sum(run.state == "queued" for run in live)
+    return GpuStatusResult(
+        time=status.time,
+        backend=status.backend,
+        backend_reason=status.backend_reason,
+        summary=_summary(devices, status.cpu),
+        devices=devices,
+        cpu=status.cpu,
+        running=running,
+        waiting=waiting,
+        notes=status.notes,
+        next="wait_for_run or tail_log with a run id" if running else "start_training",
+    )
+
+
+def _summary(devices: list[Device], cpu: Cpu) -> str:
+    parts = []
+    for device in devices:
+        words = [f"{device.id} {device.name}"]
+        if device.utilization_percent is not None:
+            words.append(f"{device.utilization_percent:.0f}% busy")
+        if device.memory_used_bytes is not None and device.memory_total_bytes:
+            words.append(f"{device.memory_used_bytes / GIB:.1f} of {device.memory_total_bytes / GIB:.1f} GiB used")
+        if device.temperature_c is not None:
+            words.append(f"{device.temperature_c:.0f} C")
+        if not device.usable:
+            words.append(f"not usable: {device.unusable_because}")
+        parts.append(", ".join(words))
+    if not parts:
+        parts.append("no accelerator: training runs on the CPU")
+    free = cpu.memory_available_bytes / GIB
+    parts.append(f"CPU {cpu.model}, {cpu.usable_cores:g} cores, {free:.1f} GiB memory available")
+    return "; ".join(parts)
+
+
+class ServiceStatusArguments(Arguments):
+    pass
+
+
+class ServiceStatusResult(Result):
+    version: str
+    pid: int
+    url: str
+    started_at: str
+    workspace: str = Field(description="name of the workspace folder")
+    queue: dict[str, int] = Field(description="runs by state, ended ones aside")
+    to_document: int = Field(description="changes not yet in notebook and index")
+    neighbours: list[Neighbour] = Field(description="local services that answer (Qdrant, Ollama, vLLM, ...)")
+    leaves_the_premises: list[str] = Field(description="what is switched on that may talk to the outside")
+
+
+async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Caller) -> ServiceStatusResult:
+    neighbours = await anyio.to_thread.run_sync(probe)
+    live = lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=1000)
+    queue: dict[str, int] = {}
+    for run in live:
+        queue[run.state] = queue.get(run.state, 0) + 1
+    network = lab.settings.network
+    outside = [f"network.{name}" for name in type(network).model_fields if getattr(network, name)]
+    return ServiceStatusResult(
+        version=lab.service["version"],
+        pid=lab.service["pid"],
+        url=lab.service["url"],
+        started_at=lab.service["started_at"],
+        workspace=lab.workspace.root.name,
+        queue=queue,
+        to_document=lab.outbox.pending(),
+        neighbours=neighbours,
+        leaves_the_premises=outside,
+    )
+
+
+TOOLS = [
+    Tool(
+        name="gpu_status",
+        title="Hardware status",
+        description=(
+            "What the machine has and what it is doing: every GPU with utilisation, memory, temperature, power and "
+            "clocks, the CPU and its memory, and which runs use them. Use it before starting anything, and when the "
+            "user asks about the GPU. It costs nothing. For one run's own progress use wait_for_run or list_runs."
+        ),
+        arguments=GpuStatusArguments,
+        result=GpuStatusResult,
+        run=gpu_status,
+        example={},
+        read_only=True,
+        meta={"anthropic/alwaysLoad": True},
+    ),
+    Tool(
+        name="service_status",
+        title="Services",
+        description=(
+            "How the lab's own service is, and which neighbours answer on this machine (Qdrant, Ollama, llama.cpp, "
+            "vLLM, AnythingLLM, TensorBoard), with port and latency. Use it when something does not answer. Not for "
+            "GPUs (gpu_status) or runs (list_runs)."
+        ),
+        arguments=ServiceStatusArguments,
+        result=ServiceStatusResult,
+        run=service_status,
+        example={},
+        read_only=True,
+    ),
+]

@@ -1,0 +1,26 @@
+"""The lab as the tools see it: its parts, already put together by the app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tools.calls import Calls
+from training.runs.manager import Runs
+from training.telemetry import Sampler
+from workspace.database import Database
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+from workspace.settings import Settings
+
+
+@dataclass
+class Lab:
+    workspace: Workspace
+    settings: Settings
+    database: Database
+    outbox: Outbox
+    calls: Calls
+    hardware: Sampler
+    runs: Runs
+    service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in
