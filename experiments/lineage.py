@@ -1,0 +1,321 @@
+"""Where experiments live in git: their own commits on their own refs, made by plumbing.
+
+The user's working tree, index, HEAD and branches are never touched: every command runs with an index file, an
+identity and a configuration of its own, without hooks and without signing. The one exception is announced: a
+repository without any commit gets an empty first one, because an experiment needs a parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from workspace import durable
+from workspace.clock import parse
+from workspace.errors import Refused, Unavailable
+from workspace.interpreter import service_environment
+from workspace.layout import Workspace
+
+NAME, EMAIL = "lab-mcp", "lab-mcp@localhost"
+CONFIGURATION = {
+    "core.hooksPath": os.devnull,
+    "commit.gpgSign": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "core.fsync": "loose-object,reference",
+    "core.fsyncMethod": "fsync",
+    "core.quotePath": "false",
+}
+MAX_FILE_BYTES = 10_000_000
+TIMEOUT_S = 120
+FIRST_COMMIT = (
+    "The repository had no commit yet: the lab made an empty first one on {branch}, so that experiments have a parent."
+)
+SNAPSHOT = "recipe/ has changes that are not committed: the lab committed them on its own ref as the parent."
+
+
+@dataclass(frozen=True)
+class Parent:
+    """What a candidate is compared with. `base` is the recipe in the user's folder it goes back to (a tree id)."""
+
+    commit: str
+    recipe: str  # tree id of recipe/ in `commit`; "" when there is none
+    base: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The last recipe that was kept, and the user's recipe it goes back to."""
+
+    experiment: str
+    commit: str
+    base: str
+
+
+class Lineage:
+    """The lab's commits in the repository a workspace lies in."""
+
+    def __init__(self, workspace: Workspace, prefix: str = "lab") -> None:
+        self.workspace = workspace
+        self._wished = prefix
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    def parent(self, best: Best | None) -> Parent:
+        """The parent of the next experiment: the best so far, unless the user has changed recipe/ since.
+
+        A recipe/ with uncommitted changes is committed as it stands; a repository without a commit gets one.
+        """
+        notes: list[str] = []
+        head = self._resolve("HEAD")
+        if head is None:
+            head, branch = self._first_commit()
+            notes.append(FIRST_COMMIT.format(branch=branch))
+        files = self._working_recipe()
+        tree = self._tree_with_recipe(head, files)
+        base = self._recipe_tree(tree)
+        if best and self._resolve(best.commit) and base in (best.base, self._recipe_tree(best.commit)):
+            return Parent(best.commit, self._recipe_tree(best.commit), best.base, tuple(notes))
+        if tree == self._git("rev-parse", f"{head}^{{tree}}"):
+            return Parent(head, base, base, tuple(notes))
+        # dated like its parent, so that the same recipe is the same commit however often it is looked at
+        when = self._git("show", "-s", "--format=%cI", head)
+        snapshot = self._commit_tree(tree, [head], "Snapshot of recipe/ for an experiment\n", when)
+        return Parent(snapshot, base, base, (*notes, SNAPSHOT))
+
+    def materialise(self, commit: str) -> Path:
+        """A folder that holds recipe/ exactly as committed (and nothing else but Python's caches)."""
+        folder = self.workspace.worktrees_dir / commit / "recipe"
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted: dict[Path, tuple[bytes, bool]] = {}
+        for mode, blob, path in self._entries(commit):
+            wanted[folder / path] = (self._bytes("cat-file", "blob", blob), mode == "100755")
+        for present in sorted(folder.rglob("*")):
+            if present.is_file() and "__pycache__" not in present.parts and present not in wanted:
+                present.unlink()
+        for file, (content, executable) in wanted.items():
+            if not file.is_file() or file.read_bytes() != content:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                durable.write_bytes(file, content, mode=0o755 if executable else 0o644)
+        return folder
+
+    def patch(self, parent: str, commit: str) -> str:
+        """The difference of two commits inside recipe/, as a patch."""
+        return self._bytes(
+            "diff-tree", "-p", "--no-color", "--no-ext-diff", "--no-textconv", parent, commit, "--", self._recipe_path
+        ).decode("utf-8", "replace")
+
+    def resolve(self, name: str) -> str | None:
+        """The commit a ref below the lab's prefix points at."""
+        return self._resolve(f"refs/heads/{self.prefix}/{name}")
+
+    # -- what is written ----------------------------------------------------------------------------------------------
+
+    def commit(self, parent: str, files: Mapping[str, bytes], message: str, when: str) -> str:
+        """A commit on `parent` with some files of recipe/ replaced. The same arguments give the same commit.
+
+        `when` is its date, ISO 8601. Nothing points at it yet: see `point`.
+        """
+        with self._index() as index:
+            self._git("read-tree", parent, index=index)
+            lines = []
+            for path, content in files.items():
+                blob = self._bytes("hash-object", "-w", "--stdin", feed=content).decode().strip()
+                lines.append(f"100644 {blob}\t{self._recipe_path}/{path}\0")
+            self._git("update-index", "-z", "--index-info", feed="".join(lines).encode("utf-8"), index=index)
+            tree = self._git("write-tree", index=index)
+        return self._commit_tree(tree, [parent], message, when)
+
+    def point(self, name: str, commit: str, *, only_if_free: bool = False) -> str | None:
+        """Set the ref `<prefix>/name`; returns its full name, or None where a checkout of the user's is on it.
+
+        With `only_if_free` a ref that somebody has checked out is left alone: moving it would show them changes
+        they did not make.
+        """
+        ref = f"refs/heads/{self.prefix}/{name}"
+        if only_if_free and ref in self._checked_out():
+            return None
+        if self._resolve(ref) != commit:
+            self._git("update-ref", "--create-reflog", "-m", "lab-mcp", ref, commit)
+        return ref
+
+    @cached_property
+    def prefix(self) -> str:
+        """Our refs are refs/heads/<prefix>/...; another prefix than the wished one where the user owns that name."""
+        file = self.workspace.lab_dir / "lineage.json"
+        stored = durable.read_json(file)
+        if isinstance(stored, dict) and stored.get("wished") == self._wished:
+            return str(stored["prefix"])
+        numbered = (f"{self._wished}-{n}" for n in range(2, 100))
+        chosen = next(name for name in (self._wished, f"{self._wished}-mcp", *numbered) if self._is_free(name))
+        durable.write_json(file, {"wished": self._wished, "prefix": chosen})
+        return chosen
+
+    def _is_free(self, prefix: str) -> bool:
+        lines = self._git(
+            "for-each-ref", "--format=%(refname)%00%(committeremail)", f"refs/heads/{prefix}", f"refs/heads/{prefix}/"
+        )
+        return all(
+            line.split("\0")[0] != f"refs/heads/{prefix}" and line.split("\0")[1] == f"<{EMAIL}>"
+            for line in lines.splitlines()
+        )
+
+    def _first_commit(self) -> tuple[str, str]:
+        branch = self._git("symbolic-ref", "HEAD")
+        with self._index() as index:
+            self._git("read-tree", "--empty", index=index)
+            tree = self._git("write-tree", index=index)
+        commit = self._commit_tree(tree, [], "Empty first commit, made by lab-mcp\n", "1970-01-01T00:00:00Z")
+        self._git("update-ref", "-m", "lab-mcp: empty first commit", branch, commit, "")
+        return commit, branch.removeprefix("refs/heads/")
+
+    # -- trees --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _recipe_path(self) -> str:
+        """recipe/ as git names it: relative to the repository's root, which may lie above the workspace."""
+        prefix = self._git("rev-parse", "--show-prefix")
+        return f"{prefix}{self.workspace.recipe_dir.name}"
+
+    def _working_recipe(self) -> list[tuple[str, str, str]]:
+        """(mode, blob, path) of the files of recipe/ as they lie in the folder, those git ignores left out."""
+        listed = self._bytes(
+            "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", self.workspace.recipe_dir.name
+        )
+        names = sorted({name for name in listed.decode("utf-8", "surrogateescape").split("\0") if name})
+        kept: list[tuple[str, str]] = []
+        for name in names:
+            try:
+                status = (self.workspace.root / name).lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if "__pycache__" in name:
+                continue
+            if not stat.S_ISREG(status.st_mode) or "\n" in name:
+                raise Refused(f"{name!r} is not a plain file", fix="keep only plain files in recipe/, no links")
+            if status.st_size > MAX_FILE_BYTES:
+                raise Refused(f"{name} is larger than {MAX_FILE_BYTES // 10**6} MB", fix="keep data outside recipe/")
+            kept.append((name, "100755" if status.st_mode & 0o100 else "100644"))
+        if not kept:
+            return []
+        feed = "".join(f"{name}\n" for name, _ in kept).encode("utf-8", "surrogateescape")
+        blobs = self._git("hash-object", "-w", "--no-filters", "--stdin-paths", feed=feed).split()
+        root = self._recipe_path[: -len(self.workspace.recipe_dir.name)]
+        return [(mode, blob, root + name) for (name, mode), blob in zip(kept, blobs, strict=True)]
+
+    def _tree_with_recipe(self, head: str, files: Sequence[tuple[str, str, str]]) -> str:
+        with self._index() as index:
+            self._git("read-tree", head, index=index)
+            present = self._bytes("ls-files", "-z", "--", self._recipe_path, index=index, top=True)
+            gone = [b"0 " + b"0" * len(head) + b"\t" + name + b"\0" for name in present.split(b"\0") if name]
+            new = [f"{mode} {blob}\t{path}\0".encode("utf-8", "surrogateescape") for mode, blob, path in files]
+            self._git("update-index", "-z", "--index-info", feed=b"".join(gone + new), index=index)
+            return self._git("write-tree", index=index)
+
+    def _recipe_tree(self, commit: str) -> str:
+        answer = self._run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}:{self._recipe_path}"])
+        return answer.stdout.decode().strip() if answer.returncode == 0 else ""
+
+    def _entries(self, commit: str) -> Iterator[tuple[str, str, str]]:
+        listed = self._bytes("ls-tree", "-r", "-z", "--full-tree", commit, "--", self._recipe_path + "/")
+        for line in listed.decode("utf-8", "surrogateescape").split("\0"):
+            if line:
+                meta, path = line.split("\t", 1)
+                mode, kind, blob = meta.split(" ")
+                if kind == "blob" and mode.startswith("100"):
+                    yield mode, blob, path.removeprefix(self._recipe_path + "/")
+
+    def _commit_tree(self, tree: str, parents: Sequence[str], message: str, when: str) -> str:
+        date = f"@{int(parse(when).timestamp())} +0000"
+        dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+        arguments = [part for parent in parents for part in ("-p", parent)]
+        return self._git("commit-tree", tree, *arguments, "-F", "-", feed=message.encode("utf-8"), extra=dates)
+
+    def _checked_out(self) -> set[str]:
+        listed = self._git("worktree", "list", "--porcelain")
+        return {line.removeprefix("branch ") for line in listed.splitlines() if line.startswith("branch ")}
+
+    def _resolve(self, name: str) -> str | None:
+        answer = self._run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
+        return answer.stdout.decode().strip() if answer.returncode == 0 else None
+
+    # -- git ----------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _index(self) -> Iterator[Path]:
+        """The path of an index file of our own, removed afterwards."""
+        self.workspace.cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="index-", dir=self.workspace.cache_dir) as folder:
+            yield Path(folder) / "index"
+
+    def _git(
+        self,
+        *arguments: str,
+        feed: bytes | None = None,
+        index: Path | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> str:
+        answer = self._bytes(*arguments, feed=feed, index=index, extra=extra)
+        return answer.decode("utf-8", "surrogateescape").strip("\n")
+
+    def _bytes(
+        self,
+        *arguments: str,
+        feed: bytes | None = None,
+        index: Path | None = None,
+        extra: Mapping[str, str] | None = None,
+        top: bool = False,
+    ) -> bytes:
+        answer = self._run(arguments, feed=feed, index=index, extra=extra, top=top)
+        if answer.returncode != 0:
+            text = answer.stderr.decode("utf-8", "replace").strip()
+            if "not a git repository" in text:
+                raise Unavailable("this workspace is not in a git repository", fix="run `git init` in it")
+            text = re.sub(r"'?/[^\s']*'?", "...", text)[:300]  # git names absolute paths
+            raise Unavailable(f"git {arguments[0]} failed: {text or f'exit code {answer.returncode}'}")
+        return answer.stdout
+
+    def _run(
+        self,
+        arguments: Sequence[str],
+        *,
+        feed: bytes | None = None,
+        index: Path | None = None,
+        extra: Mapping[str, str] | None = None,
+        top: bool = False,
+    ) -> subprocess.CompletedProcess[bytes]:
+        environment = service_environment() | {
+            "GIT_AUTHOR_NAME": NAME, "GIT_AUTHOR_EMAIL": EMAIL,
+            "GIT_COMMITTER_NAME": NAME, "GIT_COMMITTER_EMAIL": EMAIL,
+            "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C",
+        }  # fmt: skip
+        environment.update(extra or {})
+        if index is not None:
+            environment["GIT_INDEX_FILE"] = str(index)
+        options = [part for key, value in CONFIGURATION.items() for part in ("-c", f"{key}={value}")]
+        folder = self.workspace.root
+        if top:
+            folder = Path(self._git("rev-parse", "--show-toplevel"))
+        try:
+            return subprocess.run(
+                ["git", *options, *arguments],
+                cwd=folder,
+                env=environment,
+                input=feed if feed is not None else b"",
+                capture_output=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise Unavailable("git is not installed", fix="install git") from error
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"git {arguments[0]} took longer than {TIMEOUT_S} s") from error
