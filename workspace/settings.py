@@ -115,25 +115,28 @@ def load(file: Path) -> Settings:
             content = tomllib.loads(file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{file.name} is not valid TOML: {error}", fix=f"mend {file.name}") from error
+    variables: dict[str, str] = {}  # setting -> the short variable that gave it
     for short, full in SHORT_FORMS.items():
         if os.environ.get(short) and full not in os.environ:
             section, key = full.removeprefix("LAB_").lower().split("__")
-            content.setdefault(section, {})[key] = os.environ[short]
+            if isinstance(content.setdefault(section, {}), dict):
+                content[section][key] = os.environ[short]
+                variables[f"{section}.{key}"] = short
     try:
         return Settings(**content)
     except ValidationError as error:
-        raise _explain(file, error) from error
+        raise _explain(file, error, variables) from error
     except Exception as error:  # pydantic-settings wraps a malformed environment value in SettingsError
         if type(error).__name__ != "SettingsError":
             raise
         raise Refused(f"a LAB_* environment variable cannot be read: {error}", fix="unset or correct it") from error
 
 
-def _explain(file: Path, error: ValidationError) -> Refused:
+def _explain(file: Path, error: ValidationError, variables: dict[str, str]) -> Refused:
     problem = error.errors(include_url=False)[0]
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
-    variable = "LAB_" + "__".join(path).upper()
+    variable = variables.get(key, "LAB_" + "__".join(path).upper())
     source = f"environment variable {variable}" if variable in os.environ else file.name
     if problem["type"] == "extra_forbidden":
         section: Any = Settings
