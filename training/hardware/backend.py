@@ -1,0 +1,208 @@
+"""The accelerator as torch sees it: one object for what differs between HPU, ROCm, CUDA, MPS and CPU.
+
+Importing this module imports torch. What the lab shows about devices without torch is in `devices`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.hardware import cpu_precision
+from training.hardware.peak_flops import Peak, peak_flops
+from workspace.errors import Refused
+
+ORDER = ("hpu", "rocm", "cuda", "mps", "cpu")  # the first that is there is taken
+# torch.compile takes this long on two CPU cores and gains about a quarter there: below this budget it cannot pay
+CPU_COMPILE_PAYS_AFTER_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision and why it was taken, as the summary records it."""
+
+    used: str
+    reason: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"used": self.used, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One device to train on."""
+
+    kind: str  # one of ORDER
+    device: torch.device
+    name: str
+    memory_total_bytes: int | None
+    unified: bool  # the device shares the machine's memory
+
+    def synchronize(self) -> None:
+        """Wait for the device; without it a clock measures how fast work is queued."""
+        if self.kind != "cpu":
+            self._module().synchronize()
+
+    def reset_peak_memory(self) -> None:
+        if self.kind in ("cuda", "rocm", "hpu"):
+            self._module().reset_peak_memory_stats()
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory held so far: allocated on the device, or resident in this process on a CPU."""
+        if self.kind in ("cuda", "rocm", "hpu"):
+            return int(self._module().max_memory_allocated())
+        if self.kind == "mps":
+            return int(torch.mps.driver_allocated_memory())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else peak * 1024)
+
+    def memory_now_bytes(self) -> int:
+        if self.kind in ("cuda", "rocm", "hpu"):
+            return int(self._module().memory_allocated())
+        if self.kind == "mps":
+            return int(torch.mps.current_allocated_memory())
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        except OSError:  # not Linux
+            return self.peak_memory_bytes()
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def peak_flops(self, dtype: torch.dtype) -> Peak | None:
+        """The data sheet's peak for this device and format; None when it is not known (every CPU, every Apple GPU)."""
+        return peak_flops(self.name, dtype_name(dtype)) if self.kind in ("cuda", "rocm") else None
+
+    def dtype_choice(self, asked: str, cache_dir: Path | None = None) -> Choice:
+        """The format of the matrix products: `asked`, or where that is "auto" the one that pays here."""
+        if asked != "auto":
+            return Choice(asked, "set in the recipe")
+        if self.kind == "cpu":
+            pays, reason = cpu_precision.bfloat16_pays(cache_dir)
+            return Choice("bfloat16" if pays else "float32", reason)
+        if self.kind == "mps":
+            return Choice("float32", "bfloat16 saves memory on Apple GPUs but is not reliably faster")
+        if self.kind == "cuda" and torch.cuda.get_device_capability(self.device) < (8, 0):
+            return Choice("float32", "bfloat16 needs compute capability 8.0")
+        return Choice("bfloat16", "supported by the device")
+
+    def compile_choice(self, asked: str, budget_seconds: float | None) -> Choice:
+        """Whether to use torch.compile ("on") or not ("off"); `budget_seconds` is None for a budget in steps."""
+        if asked == "off":
+            return Choice("off", "set in the recipe")
+        obstacle = self._compile_obstacle()
+        if asked == "on":
+            if obstacle:
+                raise Refused(f"compile = 'on' is not possible: {obstacle}", fix="compile = 'auto' or 'off'")
+            return Choice("on", "set in the recipe")
+        if obstacle:
+            return Choice("off", obstacle)
+        if self.kind in ("cuda", "rocm"):
+            return Choice("on", "pays on this backend")
+        if self.kind == "cpu" and budget_seconds is not None and budget_seconds >= CPU_COMPILE_PAYS_AFTER_SECONDS:
+            return Choice("on", f"a budget of {budget_seconds:.0f} s is long enough to pay for compiling")
+        if self.kind == "cpu":
+            return Choice("off", "the run is too short to pay for compiling")
+        return Choice("off", "not dependable on this backend")
+
+    def compile(self, function: Any) -> Any:
+        return torch.compile(function, backend="hpu_backend" if self.kind == "hpu" else "inductor")
+
+    def _compile_obstacle(self) -> str | None:
+        if self.kind == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
+            return "there is no C++ compiler"
+        if self.kind in ("cuda", "rocm") and importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if self.kind in ("cuda", "rocm") and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang", "cc"))):
+            return "triton needs a C compiler and there is none"
+        return None
+
+    def _module(self) -> Any:
+        return {"cuda": torch.cuda, "rocm": torch.cuda, "mps": torch.mps}.get(self.kind) or torch.hpu
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def found() -> dict[str, str]:
+    """What is there: each backend with "available" or why not."""
+    report = {"cpu": "available"}
+    gpu = torch.cuda.is_available()
+    for kind, version in (("rocm", torch.version.hip), ("cuda", torch.version.cuda)):
+        if version is None:
+            report[kind] = "this torch is built without it"
+        else:
+            report[kind] = "available" if gpu else "torch supports it, but sees no device"
+    if not torch.backends.mps.is_built():
+        report["mps"] = "this torch is built without it"
+    else:
+        report["mps"] = "available" if torch.backends.mps.is_available() else "torch supports it, but sees no device"
+    report["hpu"] = _hpu_state()
+    return {kind: report[kind] for kind in ORDER}
+
+
+def _hpu_state() -> str:
+    if importlib.util.find_spec("habana_frameworks") is None:
+        return "habana_frameworks is not installed"
+    importlib.import_module("habana_frameworks.torch.core")  # registers torch.hpu
+    return "available" if torch.hpu.is_available() else "habana_frameworks is installed, but sees no device"
+
+
+def choose(asked: str | None = None) -> Backend:
+    """The backend `asked` for, or `LAB_BACKEND`, or the first of `ORDER` that is there.
+
+    Raises `Refused`, with what was found instead, when the one asked for is not there.
+    """
+    wanted = (asked or os.environ.get("LAB_BACKEND") or "auto").strip().lower()
+    if wanted not in (*ORDER, "auto"):
+        raise Refused(f"there is no backend {wanted[:40]!r}", valid=", ".join(("auto", *ORDER)))
+    report = found()
+    kind = next(k for k in ORDER if report[k] == "available") if wanted == "auto" else wanted
+    if report[kind] != "available":
+        others = "; ".join(f"{k}: {state}" for k, state in report.items())
+        raise Refused(f"backend {kind} was asked for and is not here: {report[kind]}", valid=others, fix="LAB_BACKEND=")
+    return _build(kind)
+
+
+def _build(kind: str) -> Backend:
+    if kind in ("cuda", "rocm"):
+        device = torch.device("cuda", torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(device)
+        unified = bool(getattr(properties, "is_integrated", False))
+        return Backend(kind, device, properties.name, properties.total_memory, unified)
+    if kind == "hpu":
+        hpu: Any = torch.hpu
+        total = hpu.get_device_properties(0).total_memory if hasattr(hpu, "get_device_properties") else None
+        return Backend(kind, torch.device("hpu"), hpu.get_device_name(), total, False)
+    if kind == "mps":
+        return Backend(kind, torch.device("mps"), cpu_name(), int(torch.mps.recommended_max_memory()), True)
+    return Backend("cpu", torch.device("cpu"), cpu_name(), _machine_memory(), True)
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _machine_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,161 @@
+"""The optimizer: Muon for the matrices of the layers, AdamW for everything else, in one class.
+
+Muon as in karpathy/nanochat: Nesterov momentum, orthogonalisation by Polar Express (arXiv 2505.16932), a variance per
+neuron (NorMuon, arXiv 2510.05491), cautious weight decay (arXiv 2510.12402). Matrices of equal shape are stepped
+together as one (N, rows, columns) stack.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.config import TrainingConfig
+from training.schedule import Rates
+
+# quintic coefficients of five Polar Express iterations for a safety factor of 2e-2 (arXiv 2505.16932, as in nanochat)
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+REFERENCE_WIDTH = 768  # the width at which the AdamW rates are quoted; they scale with width ** -0.5
+ADAM_EPS = 1e-10
+
+
+def orthogonalize(g: Tensor, steps: int) -> Tensor:
+    """The nearest semi-orthogonal matrices to a stack g (N, rows, columns), roughly: singular values land near 1.
+
+    In bfloat16 on accelerators, which the iteration tolerates; in float32 on a CPU, where that is faster.
+    """
+    x = g.float() if g.device.type == "cpu" else g.bfloat16()
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    for a, b, c in POLAR_EXPRESS[:steps]:
+        square = x @ x.mT
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return (x.mT if tall else x).to(g.dtype)
+
+
+def muon_step(parameters: list[Tensor], state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """One step for matrices of one shape; `state` holds `momentum` (N, rows, columns) and `variance` over one side."""
+    weights = torch.stack(parameters)
+    g = torch.stack([p.grad for p in parameters if p.grad is not None])
+    side = -1 if weights.size(-2) >= weights.size(-1) else -2  # the side that is averaged away
+    if not state:
+        state["momentum"] = torch.zeros_like(g)
+        state["variance"] = torch.zeros_like(g.mean(dim=side, keepdim=True))
+    state["momentum"].lerp_(g, 1 - group["momentum"])
+    g = orthogonalize(g.lerp_(state["momentum"], group["momentum"]), group["polar_steps"])
+
+    variance = g.square().mean(dim=side, keepdim=True)
+    state["variance"].lerp_(variance, 1 - group["variance_beta"])
+    scale = state["variance"].clamp_min(1e-10).rsqrt()
+    before = variance.sum(dim=(-2, -1), keepdim=True).sqrt()  # the update keeps its norm: only its shape changes
+    after = (variance * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
+    g = g * (scale * (before / after.clamp_min(1e-10)))
+
+    lr = group["lr"] * max(1.0, weights.size(-2) / weights.size(-1)) ** 0.5
+    agrees = (g * weights) >= 0  # decay only where the step itself shrinks the weight
+    weights -= lr * g + (lr * group["weight_decay"]) * weights * agrees
+    torch._foreach_copy_(parameters, list(weights.unbind(0)))
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Groups carry `kind` ("muon" or "adamw"), `name`, `initial_lr` and what their kind needs."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(list(groups), {"lr": 0.0})
+        for group in self.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step from the gradients as they are; a parameter without a gradient stays as it is."""
+        assert closure is None, "MuonAdamW takes no closure"
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if group["kind"] == "muon":
+                by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+                for p in parameters:
+                    by_shape[p.shape].append(p)
+                for same in by_shape.values():
+                    muon_step(same, self.state[same[0]], group)
+            else:
+                self._adamw(parameters, group)
+
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
+            state["step"] += 1
+            count = state["step"].item()
+            state["first"].lerp_(p.grad, 1 - beta1)
+            state["second"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            root = (state["second"] / (1 - beta2**count)).sqrt_().add_(ADAM_EPS)
+            p.addcdiv_(state["first"], root, value=-group["lr"] / (1 - beta1**count))
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """The groups of our model's parameters with their peak rates; every parameter is in exactly one."""
+    o = config.optimizer
+    members: dict[str, list[nn.Parameter]] = {
+        name: [] for name in ("head", "embeddings", "value_embeddings", "residual_weights", "skip_weights", "matrices")
+    }
+    for name, p in model.named_parameters():
+        top = name.split(".", 1)[0]
+        kind = {"embedding": "embeddings", "blocks": "matrices"}.get(top, top)
+        assert kind in members, f"{name} belongs to no optimizer group"
+        members[kind].append(p)
+    width_scale = (config.model.width / REFERENCE_WIDTH) ** -0.5
+    betas = (o.adam_beta1, o.adam_beta2)
+    adamw = {
+        "head": (o.head_lr * width_scale, betas),
+        "embeddings": (o.embedding_lr * width_scale, betas),
+        "value_embeddings": (o.embedding_lr * width_scale, betas),
+        "residual_weights": (o.scalar_lr * 0.01, betas),
+        "skip_weights": (o.scalar_lr, (0.96, o.adam_beta2)),
+    }
+    groups: list[dict[str, Any]] = [
+        {"name": name, "kind": "adamw", "params": members[name], "lr": lr, "betas": pair}
+        for name, (lr, pair) in adamw.items()
+        if members[name]
+    ]
+    groups.append(
+        {"name": "matrices", "kind": "muon", "params": members["matrices"], "lr": o.matrix_lr, "momentum": o.momentum,
+         "weight_decay": o.weight_decay, "polar_steps": o.polar_steps, "variance_beta": o.variance_beta}
+    )  # fmt: skip
+    assert_each_once(model, groups)
+    return groups
+
+
+def assert_each_once(model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
+    """Every parameter of `model` is in exactly one group; AssertionError names those that are not."""
+    seen: dict[int, int] = defaultdict(int)
+    for group in groups:
+        for p in group["params"]:
+            seen[id(p)] += 1
+    wrong = [f"{name} in {seen[id(p)]} groups" for name, p in model.named_parameters() if seen[id(p)] != 1]
+    assert not wrong, "optimizer groups: " + ", ".join(wrong[:5])
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Put the rates of the coming step into every group; an optimizer of a recipe's own gets its learning rates."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * rates.lr
+        if group.get("kind") == "muon":
+            group["momentum"], group["weight_decay"] = rates.momentum, rates.weight_decay
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    return MuonAdamW(parameter_groups(model, config))
