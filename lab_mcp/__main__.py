@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def _own_interpreter_module() -> ModuleType:
+    """`workspace.interpreter` by its path: the name `workspace` may belong to a folder of the user's."""
+    path = Path(__file__).resolve().parent.parent / "workspace" / "interpreter.py"
+    specification = importlib.util.spec_from_file_location("_lab_interpreter", path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def main() -> None:
     """Entry point of the console script and of `python -m lab_mcp`."""
-    from workspace import interpreter
-
+    interpreter = _own_interpreter_module()
     polluted = [name for name in interpreter.PYTHON_VARIABLES if name in os.environ]
     if interpreter.is_shadowed() or "PYTHONPATH" in polluted or "PYTHONHOME" in polluted:
         # A `tools/` folder of the user's, or PYTHONPATH, would be imported instead of ours: start again without.

@@ -35,19 +35,12 @@ WorkspaceOption = Annotated[
 
 
 @app.command()
-def init(directory: Annotated[Path, typer.Argument(help="a new or existing folder")] = Path(".")) -> None:
+def init(directory: Annotated[Path, typer.Argument(help="a new or existing folder")] = Path()) -> None:
     """Make a folder a lab workspace; overwrites nothing."""
     from lab_mcp.initialise import init as initialise
+    from lab_mcp.initialise import text
 
-    report = initialise(directory)
-    for name in report.written:
-        console.print(f"  wrote {escape(name)}")
-    for name in report.kept:
-        console.print(f"  kept  {escape(name)}")
-    for note in report.notes:
-        console.print(f"  {escape(note)}")
-    console.print("\nTo register it with Claude Code by hand (a session started in this folder finds it by itself):")
-    print(report.register)
+    print(text(initialise(directory)))
 
 
 @app.command()
@@ -143,6 +136,17 @@ def service_install(
 
     for line in install(discover(workspace), dry_run=dry_run):
         print(line)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(help="the workspace to make or reuse")] = Path("demo-lab"),
+    seconds: Annotated[float, typer.Option(min=5, help="length of the training run")] = 60,
+) -> None:
+    """See the lab at work: trains, watches, and shows what it leaves."""
+    from lab_mcp import demo as demonstration
+
+    demonstration.main(directory, seconds=seconds)
 
 
 @app.command("shell-init")

@@ -36,7 +36,9 @@ async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) ->
     if not arguments.processes:
         devices = [device.model_copy(update={"processes": None}) for device in devices]
     live = lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=50)
-    running = [f"{run.id} ({', '.join(run.devices) or 'cpu'})" for run in live if run.state != "queued"]
+    running = [
+        f"{run.id} ({', '.join(device.id for device in run.devices) or 'cpu'})" for run in live if run.state != "queued"
+    ]
     waiting = sum(run.state == "queued" for run in live)
     return GpuStatusResult(
         time=status.time,

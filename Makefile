@@ -1,0 +1,36 @@
+# Everything the project does starts here. Needs git, make and Python 3.11 or newer; sets itself up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow check bench setup clean
+
+demo: $(STAMP)  ## train a model on real text through the MCP server and look at everything it leaves
+	$(BIN)/lab-mcp demo
+
+test: $(STAMP)  ## all quick tests
+	$(BIN)/python -P -m pytest
+
+test-slow: $(STAMP)  ## crash rounds and tests against other real programs
+	$(BIN)/python -P -m pytest -m slow
+
+check: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## the figures of docs/benchmarks.md
+	$(BIN)/python -P benchmarks/latency.py
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "lab-mcp needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:  ## remove what setup and tests made (not your workspaces)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,34 @@
+"""Where the figures go: one section per benchmark in docs/benchmarks.md, with date and hardware."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+Every figure here was printed by the command above it; run them all with `make bench`. Shared machines are noisy:
+compare figures of one run with each other rather than with other days.
+"""
+
+
+def machine() -> str:
+    """Date and hardware in words."""
+    from training.hardware.cpu import CpuProbe
+
+    found = CpuProbe().read()
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d} on {found.model}, {found.usable_cores:g} cores, "
+        f"{found.memory_total_bytes / 2**30:.0f} GiB, no GPU unless said"
+    )
+
+
+def write_section(title: str, command: str, text: str) -> None:
+    """Replace the section `title` of the page, or add it."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else HEAD
+    section = f"## {title}\n\n`{command}`\n\n{text}\n"
+    pattern = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    page = pattern.sub(lambda _: section + "\n", page) if pattern.search(page) else f"{page.rstrip()}\n\n{section}"
+    PAGE.write_text(page.rstrip() + "\n", encoding="utf-8")

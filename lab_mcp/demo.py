@@ -1,0 +1,149 @@
+"""`lab-mcp demo`: the lab's main job through the real path, with a real MCP client, in a workspace that stays.
+
+Nothing here reaches into the lab: what it shows is what Claude Code would get.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.rule import Rule
+
+from lab_mcp import initialise
+from workspace.errors import LabError
+from workspace.layout import Workspace
+
+TRAINING_S = 60
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class Demo:
+    """One demonstration: the workspace, the client, and where to print."""
+
+    def __init__(self, workspace: Workspace, client: Client, console: Console) -> None:
+        self.workspace = workspace
+        self.client = client
+        self.console = console
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """One tool call; the structured result. Raises `LabError` with the tool's words when it is refused."""
+        answer = await self.client.call_tool(tool, arguments)
+        if answer.is_error or answer.structured_content is None:
+            raise LabError(f"{tool}: {answer.content[0].text if answer.content else 'no answer'}")
+        return dict(answer.structured_content)
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text))
+
+    def chapter(self, title: str) -> None:
+        self.console.print()
+        self.console.print(Rule(title, align="left", style="cyan"))
+
+    async def hardware(self) -> None:
+        self.chapter("What is this machine?  (gpu_status)")
+        answer = await self.call("gpu_status")
+        self.say(answer["summary"])
+        self.say(f"Trains on {answer['backend']}: {answer['backend_reason']}")
+
+    async def train(self, seconds: float) -> dict[str, Any]:
+        """Start a run, follow it to its end; its final answer."""
+        self.chapter(
+            f"Train a language model on real text for {seconds:.0f} s  (start_training, wait_for_run, tail_log)"
+        )
+        overrides = {"budget.kind": "seconds", "budget.amount": seconds}
+        started = await self.call("start_training", name="first run", overrides=overrides)
+        run_id = started["run_id"]
+        self.say(f"{run_id} {started['state']}: the Python standard library's own sources, nothing downloaded")
+        self.say("Preparing: the text is gathered, tokenized, and split into train, validation and audit parts ...")
+        answer = await self._follow(run_id)
+        if answer["state"] != "succeeded":
+            raise LabError(f"{run_id} ended as {answer['state']}: {answer.get('reason') or answer['last_lines']}")
+        return answer
+
+    async def _follow(self, run_id: str) -> dict[str, Any]:
+        """Progress bar and, every few seconds, a line of the log as it is written."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
+        cursor, shown_at = "0", 0.0
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(run_id, total=1.0, text="starting")
+            while True:
+                answer = await self.call("wait_for_run", run_id=run_id, timeout_s=1)
+                progress = answer.get("progress") or {}
+                loss = "" if progress.get("loss") is None else f"loss {progress['loss']:.3f}"
+                bars.update(bar, completed=progress.get("fraction") or 0.0, text=loss or answer["state"])
+                page = await self.call("tail_log", run_id=run_id, cursor=cursor, lines=400)
+                cursor = page["newer"]
+                steps = [line for line in page["lines"] if line.startswith("Step ")]
+                if steps and time.monotonic() - shown_at > 8:
+                    shown_at = time.monotonic()
+                    bars.console.print(escape(steps[-1]), style="dim")
+                if answer["ended"]:
+                    bars.update(bar, completed=1.0)
+                    return answer
+
+    async def result(self, answer: dict[str, Any]) -> None:
+        self.chapter("What came out  (list_runs)")
+        run_id = answer["run_id"]
+        listed = await self.call("list_runs", run_id=run_id)
+        losses = [point["loss"] for point in listed["detail"]["curve"] if point.get("loss") is not None]
+        summary = answer["summary"]
+        if len(losses) > 1:
+            self.say(f"loss            {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}")
+        self.say(f"val_bpb         {summary['val_bpb']:.4f} bits per byte, on text it has never seen")
+        self.say(f"steps, tokens   {summary['steps']}, {summary['tokens']:,} ({summary['tokens_per_s']:,.0f} tokens/s)")
+        self.say(f"a sample        {' '.join(str(summary['sample']).split())[:240]}")
+
+    def folder(self, run_id: str) -> None:
+        self.chapter("Where everything lies")
+        folder = self.workspace.run_dir(run_id)
+        for path in sorted(folder.iterdir()):
+            if not path.name.startswith("."):
+                size = sum(f.stat().st_size for f in path.rglob("*")) if path.is_dir() else path.stat().st_size
+                self.say(f"  {os.path.relpath(path):44} {size:>12,} bytes")
+
+
+def sparkline(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / ((high - low) or 1)
+    return "".join(BARS[round((value - low) * scale)] for value in values)
+
+
+async def _run(workspace: Workspace, console: Console, seconds: float) -> None:
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=["-P", "-m", "lab_mcp", "mcp"],
+        env={**os.environ, "LAB_WORKSPACE": str(workspace.root)},
+    )
+    async with Client(stdio_client(server)) as client:
+        demo = Demo(workspace, client, console)
+        await demo.hardware()
+        answer = await demo.train(seconds)
+        await demo.result(answer)
+        demo.folder(answer["run_id"])
+
+
+def main(directory: Path, *, seconds: float = TRAINING_S) -> None:
+    """Make (or reuse) a workspace in `directory` and show the lab at work in it."""
+    console = Console(highlight=False)
+    started = time.monotonic()
+    report = initialise.init(directory)
+    console.print(escape(f"Workspace: {report.root} ({'new' if report.changed else 'as it was'})"))
+    anyio.run(_run, Workspace(Path(report.root)), console, seconds)
+    console.print()
+    console.print(escape(f"Done in {time.monotonic() - started:.0f} s. Look around: cd {os.path.relpath(report.root)}"))
+    console.print(escape(f"For Claude Code: {report.register_command}"))

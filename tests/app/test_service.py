@@ -1,0 +1,150 @@
+"""The service: who is let in, what a client without MCP gets, how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import stat
+import threading
+
+import pytest
+from tests_support import processes_of
+
+from lab_mcp import connection
+from workspace import process
+from workspace.errors import LabError
+from workspace.layout import Workspace
+
+ROUTES = [
+    ("GET", "/healthz"),
+    ("POST", "/api/tools/gpu_status"),
+    ("POST", "/api/shutdown"),
+    ("POST", "/mcp"),
+    ("GET", "/x"),
+]
+
+
+def ask(port: int, method: str, path: str, headers: dict[str, str]) -> int:
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    link.putrequest(method, path, skip_host=True)
+    for name, value in {"Content-Length": "2", **headers}.items():
+        link.putheader(name, value)
+    link.endheaders(b"{}")
+    status = link.getresponse().status
+    link.close()
+    return status
+
+
+def test_every_route_wants_token_host_and_origin(lab: Workspace) -> None:
+    endpoint = connection.ensure_service(lab)
+    host = f"127.0.0.1:{endpoint.port}"
+    right = {"Host": host, "Authorization": f"Bearer {endpoint.token}"}
+    for method, path in ROUTES:
+        assert ask(endpoint.port, method, path, {"Host": host}) == 401
+        assert ask(endpoint.port, method, path, {**right, "Authorization": "Bearer wrong"}) == 401
+        assert ask(endpoint.port, method, path, {**right, "Host": "evil.example"}) == 421
+        assert ask(endpoint.port, method, path, {**right, "Host": "127.0.0.1:1"}) == 421
+        assert ask(endpoint.port, method, path, {**right, "Origin": "http://evil.example"}) == 403
+    assert ask(endpoint.port, "GET", "/healthz", {**right, "Origin": f"http://{host}"}) == 200
+    assert connection.live_endpoint(lab) is not None, "none of that may have shut the service down"
+
+
+def test_the_token_is_for_the_owner_only_and_in_no_command_line(lab: Workspace) -> None:
+    endpoint = connection.ensure_service(lab)
+    assert stat.S_IMODE(lab.service_file.stat().st_mode) == 0o600
+    started = processes_of(lab.root)
+    assert started
+    for each in started:
+        assert not any(endpoint.token in part for part in each.cmdline())
+        assert endpoint.token not in json.dumps(each.environ())
+
+
+def test_many_starters_get_one_service(lab: Workspace) -> None:
+    found: list[connection.Endpoint] = []
+    threads = [threading.Thread(target=lambda: found.append(connection.ensure_service(lab))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert len({endpoint.identity for endpoint in found}) == 1
+    services = [p for p in processes_of(lab.root) if "lab_mcp.service" in p.cmdline()]
+    assert len(services) == 1
+
+
+def test_a_second_serve_says_so_and_ends(lab: Workspace, command) -> None:
+    endpoint = connection.ensure_service(lab)
+    second = command("serve")
+    assert second.returncode == 2
+    assert str(endpoint.identity.pid) in second.stderr
+
+
+def test_shutdown_ends_service_and_keeper(lab: Workspace, command) -> None:
+    endpoint = connection.ensure_service(lab)
+    assert command("status").returncode == 0
+    ended = command("shutdown")
+    assert ended.returncode == 0, ended.stderr
+    assert not process.is_alive(endpoint.identity)
+    assert [p for p in processes_of(lab.root) if p.is_running() and p.status() != "zombie"] == []
+    assert command("status").returncode == 1
+
+
+def test_an_idle_service_ends_by_itself(lab: Workspace) -> None:
+    lab.settings_file.write_text("[service]\nidle_minutes = 0.02\n")
+    endpoint = connection.ensure_service(lab)
+    deadline = threading.Event()
+    for _ in range(200):
+        if not process.is_alive(endpoint.identity):
+            break
+        deadline.wait(0.1)
+    assert not process.is_alive(endpoint.identity)
+
+
+def test_wrong_settings_are_told_to_whoever_starts_the_service(lab: Workspace) -> None:
+    lab.settings_file.write_text("[runs]\ngrace_seconds = -3\n")
+    with pytest.raises(LabError, match=r"lab\.toml.*grace_seconds.*at least 0"):
+        connection.ensure_service(lab)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_workspace_is_refused_in_words(lab: Workspace) -> None:
+    lab.lab_dir.chmod(0o500)
+    try:
+        with pytest.raises(LabError, match="writable"):
+            connection.ensure_service(lab)
+    finally:
+        lab.lab_dir.chmod(0o700)
+
+
+def test_plain_json_calls_refuse_in_words(lab: Workspace) -> None:
+    endpoint = connection.ensure_service(lab)
+    with pytest.raises(LabError, match="did you mean 'processes'"):
+        connection.request(endpoint, "POST", "/api/tools/gpu_status", {"proceses": True})
+    with pytest.raises(LabError, match="closest gpu_status"):
+        connection.request(endpoint, "POST", "/api/tools/gpu_stats", {})
+
+
+def test_a_users_own_tools_folder_and_pythonpath_do_not_shadow_ours(lab: Workspace, command) -> None:
+    for name in ("tools", "training", "workspace"):
+        (lab.root / name).mkdir()
+        (lab.root / name / "__init__.py").write_text("raise SystemExit('the wrong package was imported')\n")
+    answer = command("gpu", env={"PYTHONPATH": str(lab.root)})
+    assert answer.returncode == 0, answer.stderr
+    assert "trains on" in answer.stdout
+
+
+def test_without_home(lab: Workspace, command) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "HOME"}
+    import subprocess
+    import sys
+
+    answer = subprocess.run(
+        [sys.executable, "-m", "lab_mcp", "gpu"],
+        cwd=lab.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
