@@ -171,6 +171,8 @@ class GPT(nn.Module):
         T = tokens.size(1)
         assert T <= self.cos.size(1), f"{T} tokens are more than the context of {self.cos.size(1)}"
         x = norm(self.embedding(tokens))
+        if torch.is_autocast_enabled(x.device.type):  # the residual stream in the format of the matrix products
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         cos, sin = self.cos[:, :T].to(x.dtype), self.sin[:, :T].to(x.dtype)
         x0 = x
         for i, block in enumerate(self.blocks):

@@ -5,25 +5,24 @@ Importing this module imports torch. What the lab shows about devices without to
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
-import platform
-import resource
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from training.hardware import cpu_precision
+from training.hardware.cpu import model_name
 from training.hardware.peak_flops import Peak, peak_flops
+from training.hardware.status import ORDER, BackendName
 from workspace.errors import Refused
 
-ORDER = ("hpu", "rocm", "cuda", "mps", "cpu")  # the first that is there is taken
 # torch.compile takes this long on two CPU cores and gains about a quarter there: below this budget it cannot pay
 CPU_COMPILE_PAYS_AFTER_SECONDS = 600.0
 
@@ -41,9 +40,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Backend:
-    """One device to train on."""
+    """One device to train on. The first of ORDER that is there is taken."""
 
-    kind: str  # one of ORDER
+    kind: BackendName
     device: torch.device
     name: str
     memory_total_bytes: int | None
@@ -64,19 +63,14 @@ class Backend:
             return int(self._module().max_memory_allocated())
         if self.kind == "mps":
             return int(torch.mps.driver_allocated_memory())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else peak * 1024)
+        return _resident_peak_bytes()
 
     def memory_now_bytes(self) -> int:
         if self.kind in ("cuda", "rocm", "hpu"):
             return int(self._module().memory_allocated())
         if self.kind == "mps":
             return int(torch.mps.current_allocated_memory())
-        try:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-        except OSError:  # not Linux
-            return self.peak_memory_bytes()
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return int(psutil.Process().memory_info().rss)
 
     def peak_flops(self, dtype: torch.dtype) -> Peak | None:
         """The data sheet's peak for this device and format; None when it is not known (every CPU, every Apple GPU)."""
@@ -167,14 +161,14 @@ def choose(asked: str | None = None) -> Backend:
     if wanted not in (*ORDER, "auto"):
         raise Refused(f"there is no backend {wanted[:40]!r}", valid=", ".join(("auto", *ORDER)))
     report = found()
-    kind = next(k for k in ORDER if report[k] == "available") if wanted == "auto" else wanted
+    kind = next(k for k in ORDER if (report[k] == "available" if wanted == "auto" else k == wanted))
     if report[kind] != "available":
         others = "; ".join(f"{k}: {state}" for k, state in report.items())
         raise Refused(f"backend {kind} was asked for and is not here: {report[kind]}", valid=others, fix="LAB_BACKEND=")
     return _build(kind)
 
 
-def _build(kind: str) -> Backend:
+def _build(kind: BackendName) -> Backend:
     if kind in ("cuda", "rocm"):
         device = torch.device("cuda", torch.cuda.current_device())
         properties = torch.cuda.get_device_properties(device)
@@ -185,24 +179,14 @@ def _build(kind: str) -> Backend:
         total = hpu.get_device_properties(0).total_memory if hasattr(hpu, "get_device_properties") else None
         return Backend(kind, torch.device("hpu"), hpu.get_device_name(), total, False)
     if kind == "mps":
-        return Backend(kind, torch.device("mps"), cpu_name(), int(torch.mps.recommended_max_memory()), True)
-    return Backend("cpu", torch.device("cpu"), cpu_name(), _machine_memory(), True)
+        return Backend(kind, torch.device("mps"), model_name(), int(torch.mps.recommended_max_memory()), True)
+    return Backend("cpu", torch.device("cpu"), model_name(), psutil.virtual_memory().total, True)
 
 
-@functools.cache
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+def _resident_peak_bytes() -> int:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine() or "CPU"
-
-
-def _machine_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+        import resource
+    except ImportError:  # Windows keeps the peak with the process
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from training.hardware.cpu import model_name
 from workspace import durable
 
 SIZE = 512
@@ -47,9 +48,7 @@ def _bfloat16_units() -> str | None:
 
 def _machine() -> str:
     what = f"{torch.__version__} {torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}"
-    from training.hardware.backend import cpu_name
-
-    return hashlib.sha256(f"{what} {cpu_name()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{what} {model_name()}".encode()).hexdigest()[:16]
 
 
 def _seconds(dtype: torch.dtype) -> float:

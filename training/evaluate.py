@@ -1,0 +1,81 @@
+"""Bits per byte: how well a model predicts text, whatever its vocabulary.
+
+    bpb = sum of nats over the scored tokens / (ln 2 x raw bytes of those tokens)
+
+A token's bytes are its raw ones; BOS has none and is not scored. Only the model's logits are asked for: the log-softmax
+is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.loader import IGNORED, Rows
+
+LOGITS_AT_ONCE = 2**24  # values of one batch of logits: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss in nats a token, perplexity a token, bits a byte, over so many tokens and bytes."""
+
+    val_loss: float
+    perplexity: float
+    val_bpb: float
+    tokens: int
+    bytes: int
+
+    def as_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    rows: Rows,
+    byte_lengths: Tensor,
+    *,
+    device: torch.device | None = None,
+    context: Callable[[], AbstractContextManager[object]] = nullcontext,
+    between: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Score `rows` (N, T + 1), of which IGNORED targets and tokens without bytes do not count.
+
+    `byte_lengths` (vocab_size,) are the raw bytes of each id; `context` gives the precision to run in; `between` is
+    called between batches and may raise. Raises ValueError when the rows hold no byte to score.
+    """
+    where = device or next(model.parameters()).device
+    lengths = byte_lengths.to(where)
+    at_once = max(1, LOGITS_AT_ONCE // ((rows.shape[1] - 1) * len(byte_lengths)))
+    nats = torch.zeros((), dtype=torch.float64)
+    count = size = 0
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(rows), at_once):
+            if between is not None:
+                between()
+            ids = torch.from_numpy(rows[start : start + at_once]).to(where)
+            targets = ids[:, 1:].flatten()
+            with context():
+                logits = model(ids[:, :-1].clamp_min(0))
+            loss = F.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="none")
+            scored_bytes = torch.where(targets == IGNORED, 0, lengths[targets.clamp_min(0)])
+            scored = scored_bytes > 0
+            nats += loss[scored].double().sum().cpu() if where.type != "mps" else loss[scored].cpu().double().sum()
+            count += int(scored.sum())
+            size += int(scored_bytes.sum())
+    finally:
+        model.train(was_training)
+    if size == 0:
+        raise ValueError("the rows hold no byte to score")
+    mean = float(nats) / count
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    return Evaluation(mean, perplexity, float(nats) / (math.log(2) * size), count, size)

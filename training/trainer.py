@@ -1,0 +1,335 @@
+"""The training loop: one device, a budget in seconds or steps, everything it needs to be stopped and continued."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training import checkpoint, report
+from training.config import TrainingConfig
+from training.data import PreparedData
+from training.evaluate import Evaluation, evaluate
+from training.hardware.backend import Backend, Choice
+from training.job import CHECKPOINTS, METRICS, Job
+from training.loader import Rows, TrainingLoader, evaluation_rows
+from training.optim import set_rates
+from training.recipe_code import Builders
+from training.report import Reporter, say
+from training.schedule import rates
+from workspace.errors import Refused
+
+SMOOTHING = 0.95  # of the training loss in the summary
+
+
+class NotANumber(Exception):
+    """The loss is NaN or infinite."""
+
+
+class Preempted(Exception):
+    """A signal asked the trainer to end; the checkpoint is written."""
+
+
+class _Interrupted(Exception):
+    """A signal came in the middle of a step or an evaluation."""
+
+
+@dataclass
+class Clock:
+    """Seconds spent on training: loading and steps, without start-up, compiling, evaluations and checkpoints."""
+
+    seconds: float = 0.0
+    steps: int = 0
+
+    def progress(self, config: TrainingConfig) -> float:
+        """The part of the budget that is spent."""
+        spent = self.seconds if config.budget.kind == "seconds" else self.steps
+        return spent / config.budget.amount
+
+    def eta_s(self, config: TrainingConfig) -> float | None:
+        if config.budget.kind == "seconds":
+            return max(0.0, config.budget.amount - self.seconds)
+        if self.steps == 0:
+            return None
+        return (config.budget.amount - self.steps) * self.seconds / self.steps
+
+
+class Trainer:
+    """Builds everything a run needs, then `train()`, `final_evaluation()`."""
+
+    def __init__(self, job: Job, data: PreparedData, backend: Backend, builders: Builders) -> None:
+        self.job, self.config, self.data, self.backend = job, job.config, data, backend
+        self.stop_requested = False
+        config = self.config
+        self.dtype_choice = backend.dtype_choice(config.dtype, job.workspace.cache_dir)
+        self.dtype = cast(torch.dtype, getattr(torch, self.dtype_choice.used))
+        seconds = config.budget.amount if config.budget.kind == "seconds" else None
+        self.compile_choice: Choice = backend.compile_choice(config.compile, seconds)
+        torch.manual_seed(config.seed)
+        self.model = builders.model(config).to(backend.device)
+        self.optimizer = builders.optimizer(self.model, config)
+        self.loss_of = self._loss_function()
+        ids = data.ids("train")
+        self.loader = TrainingLoader(ids, config.data.context, data.tokenizer.bos, config.seed)
+        self.byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths())
+        self.clock = Clock()
+        self.smooth_loss = 0.0
+        self.warm_up_seconds = 0.0
+        self.reporter = self._reporter()
+        self._quick_done = 0
+        self._saved_at = time.monotonic()
+
+    # -- the run --
+
+    def train(self) -> None:
+        """Train until the budget is spent. Raises `NotANumber`, `Preempted`, and what torch raises without memory."""
+        self.backend.reset_peak_memory()
+        self.warm_up()
+        if self.job.resume_from is not None:
+            self._resume()
+        else:
+            report.drop_after(self.job.folder / METRICS, -1)
+        gc.collect()
+        gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
+        self._saved_at = time.monotonic()
+        try:
+            while self.clock.progress(self.config) < 1:
+                self._one_step()
+                self._between_steps()
+        except _Interrupted:
+            self.save_checkpoint()
+            raise Preempted from None
+        finally:
+            gc.unfreeze()
+        self.save_checkpoint()
+
+    def _one_step(self) -> None:
+        if self.stop_requested:
+            raise _Interrupted
+        due = self.reporter.is_due()
+        progress = self.clock.progress(self.config)
+        step_rates = rates(self.config, progress)
+        before = self.loader.state_dict()
+        started = time.perf_counter()
+        set_rates(self.optimizer, step_rates)
+        try:
+            loss = self._gradients(self._next_rows)
+        except _Interrupted:  # nothing of this step has happened: the loader goes back too
+            self.loader.load_state_dict(before)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        grad_norm = self._gradient_norm(measure=due)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        value = loss.item()  # waits for the device
+        took = time.perf_counter() - started
+        self.clock.seconds += took
+        self.clock.steps += 1
+        if not math.isfinite(value):
+            raise NotANumber(f"the loss is {value} at step {self.clock.steps}")
+        self.smooth_loss = SMOOTHING * self.smooth_loss + (1 - SMOOTHING) * value
+        done = self.clock.progress(self.config)
+        if due or done >= 1:
+            self._report_step(value, grad_norm, step_rates.lr, took, done)
+
+    def _gradients(self, next_rows: Any) -> Tensor:
+        """Accumulate the gradients of one step; the mean loss, still on the device."""
+        parts = self.config.batch.tokens // (self.config.batch.rows * self.config.data.context)
+        total = torch.zeros((), device=self.backend.device)
+        for part in range(parts):
+            if part and self.stop_requested:
+                raise _Interrupted
+            inputs, targets = next_rows()
+            with self.precision():
+                loss = self.loss_of(inputs, targets) / parts
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _next_rows(self) -> tuple[Tensor, Tensor]:
+        return self._to_device(self.loader.next(self.config.batch.rows))
+
+    def _to_device(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Rows (B, T + 1) as inputs and targets (B, T) on the device."""
+        ids = torch.from_numpy(rows)
+        if self.backend.device.type == "cuda":
+            ids = ids.pin_memory().to(self.backend.device, non_blocking=True)
+        else:
+            ids = ids.to(self.backend.device)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def _gradient_norm(self, *, measure: bool) -> float | None:
+        limit = self.config.optimizer.grad_clip
+        if limit:
+            return float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not measure:
+            return None
+        return float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+
+    def warm_up(self) -> None:
+        """Compile, fill caches and allocators on made-up tokens, then undo what that taught the model."""
+        started = time.perf_counter()
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        fresh = self.optimizer.state_dict()
+        fresh = {"state": dict(fresh["state"]), "param_groups": [dict(group) for group in fresh["param_groups"]]}
+        generator = torch.get_rng_state()
+        shape = (self.config.batch.rows, self.config.data.context + 1)
+        vocab = self.config.data.vocab_size
+        rows = np.random.default_rng(0).integers(vocab, size=shape, dtype=np.int64)
+        set_rates(self.optimizer, rates(self.config, 0.0))
+        inputs, targets = self._to_device(rows)
+        for _ in range(1 if self.backend.kind == "cpu" else 3):
+            with self.precision():
+                loss = self.loss_of(inputs, targets)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.backend.synchronize()
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(fresh)
+        torch.set_rng_state(generator)
+        self.warm_up_seconds = time.perf_counter() - started
+
+    # -- evaluation and checkpoints --
+
+    def _between_steps(self) -> None:
+        progress = self.clock.progress(self.config)
+        count = self.config.evaluation.quick_count
+        if self._quick_done < count and (self._quick_done + 1) / (count + 1) <= progress < 1:
+            self._quick_done = int(progress * (count + 1))
+            result = self._evaluate(self.quick_rows)
+            self.reporter.evaluation(self.clock.steps, self.clock.seconds, result.as_json(), full=False)
+        every = self.config.checkpoint.every_seconds
+        if every and time.monotonic() - self._saved_at >= every:
+            self.save_checkpoint()
+
+    def final_evaluation(self) -> Evaluation:
+        """On the whole validation text of the configuration. Raises `Preempted`; the checkpoint is there already."""
+        rows = self._validation_rows(self.config.evaluation.bytes)
+        try:
+            result = self._evaluate(rows)
+        except _Interrupted:
+            raise Preempted from None
+        self.reporter.evaluation(self.clock.steps, self.clock.seconds, result.as_json(), full=True)
+        return result
+
+    @cached_property
+    def quick_rows(self) -> Rows:
+        return self._validation_rows(self.config.evaluation.quick_bytes)
+
+    def _validation_rows(self, limit: int) -> Rows:
+        tokenizer, ids = self.data.tokenizer, self.data.ids("validation")
+        rows, _ = evaluation_rows(ids, self.byte_lengths.numpy(), self.config.data.context, tokenizer.bos, limit)
+        return rows
+
+    def _evaluate(self, rows: Rows) -> Evaluation:
+        def stop_soon() -> None:
+            if self.stop_requested:
+                raise _Interrupted
+
+        return evaluate(
+            self.model, rows, self.byte_lengths,
+            device=self.backend.device, context=self.precision, between=stop_soon,
+        )  # fmt: skip
+
+    def save_checkpoint(self) -> None:
+        state = {
+            "step": self.clock.steps,
+            "training_seconds": self.clock.seconds,
+            "quick_done": self._quick_done,
+            "smooth_loss": self.smooth_loss,
+            "loader": self.loader.state_dict(),
+            "data": self.data.fingerprint,
+        }
+        checkpoint.save(
+            self.job.folder / CHECKPOINTS, self.model, self.optimizer, self.config, state,
+            self.data.folder / "tokenizer.json", self.config.checkpoint.keep,
+        )  # fmt: skip
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        assert self.job.resume_from is not None
+        found = checkpoint.open_checkpoint(self.job.resume_from)
+        for part in ("model", "data", "batch", "seed"):
+            if getattr(found.config, part) != getattr(self.config, part):
+                raise Refused(f"[{part}] differs from the checkpoint's", fix="resume with the same recipe")
+        if found.state["data"]["sha256"] != self.data.fingerprint["sha256"]:
+            from training.corpus import DataProblem
+
+            raise DataProblem("the corpus changed since the checkpoint", fix="start a new run")
+        found.load_model(self.model)
+        found.load_optimizer(self.optimizer)
+        self.loader.load_state_dict(found.state["loader"])
+        self.clock = Clock(found.state["training_seconds"], found.step)
+        self._quick_done, self.smooth_loss = found.state["quick_done"], found.state["smooth_loss"]
+        report.drop_after(self.job.folder / METRICS, found.step)
+        say(f"resumed from {found.folder.name} after {self.clock.seconds:.1f} s of training")
+
+    # -- small parts --
+
+    def precision(self) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.backend.device.type, dtype=self.dtype)
+
+    def _loss_function(self) -> Any:
+        own = getattr(self.model, "loss", None)
+        function = own if callable(own) else self._loss_of_logits
+        return self.backend.compile(function) if self.compile_choice.used == "on" else function
+
+    def _loss_of_logits(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(inputs).float().flatten(0, 1), targets.flatten())
+
+    @property
+    def train_loss(self) -> float | None:
+        """The smoothed training loss, nats a token; None before the first step."""
+        return self.smooth_loss / (1 - SMOOTHING**self.clock.steps) if self.clock.steps else None
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """What the model says of itself; for a recipe's model that says nothing, 6 per weight of its linear layers."""
+        told = getattr(self.model, "flops_per_token", None)
+        if isinstance(told, int | float):
+            return float(told)
+        return float(sum(6 * m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear)))
+
+    def mfu(self, tokens_per_s: float) -> float | None:
+        """Model FLOPs utilisation, 0..1; None where the device's peak is not known."""
+        peak = self.backend.peak_flops(self.dtype)
+        return None if peak is None else self.flops_per_token * tokens_per_s / peak.flops
+
+    def _report_step(self, loss: float, grad_norm: float | None, lr: float, took: float, progress: float) -> None:
+        tokens = self.config.batch.tokens
+        rate = tokens / took
+        record = {
+            "step": self.clock.steps,
+            "elapsed_s": round(self.clock.seconds, 3),
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens": self.clock.steps * tokens,
+            "tokens_per_s": round(rate, 1),
+            "mfu": self.mfu(rate),
+            "memory_bytes": self.backend.memory_now_bytes(),
+            "progress": round(progress, 5),
+        }
+        self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s(self.config))
+
+    def _reporter(self) -> Reporter:
+        cpu = self.backend.kind == "cpu"
+        index = self.job.device_index if self.job.device_index is not None else self.backend.device.index or 0
+        return Reporter(
+            self.job.folder / METRICS,
+            device_label="CPU" if cpu else f"GPU {index}",
+            memory_word="resident" if cpu else "allocated",
+            memory_total=self.backend.memory_total_bytes,
+        )
