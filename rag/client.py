@@ -1,0 +1,262 @@
+"""The lab's memory as the service sees it: starts the worker process, asks it, starts it again when it died.
+
+Light to import; the index and the embedding model live in the worker only. Every call is synchronous, thread-safe
+and bounded in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, TimeoutError
+from pathlib import Path
+from typing import IO, Any
+
+from rag import protocol, query
+from rag.records import Hit, IndexReport, MemoryStatus, SearchPage
+from workspace import interpreter
+from workspace.errors import Refused, Unavailable
+from workspace.layout import Workspace
+from workspace.settings import Settings
+
+__all__ = ["Hit", "IndexReport", "Memory", "MemoryStatus", "SearchPage"]
+
+START_S = 60.0  # an index of a large lab, or a model through torch, takes its time to open
+ANSWER_S = 30.0
+ATTEMPTS = 3
+LOG_LIMIT = 4 << 20  # bytes
+LONGEST_TEXT = 4_000_000  # characters of one added text
+log = logging.getLogger(__name__)
+
+
+class _Died(Exception):
+    """The worker ended before it answered."""
+
+
+class _Worker:
+    """One worker process and the calls it has not answered yet."""
+
+    def __init__(self, workspace: Workspace, settings: Settings) -> None:
+        self._guard = threading.Lock()
+        self._pending: dict[int, Future[Any]] = {}
+        self._last = 0
+        self._dead = False
+        environment = interpreter.service_environment()
+        if not settings.network.hub:
+            environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        workspace.lab_dir.mkdir(parents=True, exist_ok=True)
+        with _log_file(workspace.lab_dir / "memory.log").open("ab") as errors:
+            self.process = subprocess.Popen(
+                interpreter.python_command("rag.worker", str(workspace.root)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                cwd=workspace.lab_dir,
+                start_new_session=True,  # a Ctrl-C for the service is not for the worker; it ends with its stdin
+            )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._input: IO[bytes] = self.process.stdin
+        self._output: IO[bytes] = self.process.stdout
+        threading.Thread(target=self._receive, name="memory-answers", daemon=True).start()
+
+    @property
+    def alive(self) -> bool:
+        return not self._dead and self.process.poll() is None
+
+    def call(self, name: str, given: Mapping[str, Any], timeout_s: float) -> Any:
+        """Raises `_Died` when the worker ended first, `LabError` when it refused, `Unavailable` when it was slow."""
+        future: Future[Any] = Future()
+        try:
+            with self._guard:
+                if self._dead:
+                    raise _Died
+                self._last += 1
+                number = self._last
+                self._pending[number] = future
+                protocol.write(self._input, {"id": number, "call": name, "with": dict(given)})
+        except (OSError, ValueError) as error:  # ValueError: the pipe was closed meanwhile
+            raise _Died from error
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            raise Unavailable(
+                f"memory has not answered within {timeout_s:.0f} s", fix="try again in a moment; see .lab/memory.log"
+            ) from None
+        finally:
+            with self._guard:
+                self._pending.pop(number, None)
+
+    def _receive(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (message := protocol.read(self._output)) is not None:
+                with self._guard:
+                    future = self._pending.get(message["id"])
+                if future is None:
+                    continue
+                if "error" in message:
+                    future.set_exception(protocol.unpack_error(message["error"]))
+                else:
+                    future.set_result(message["answer"])
+        with self._guard:
+            self._dead = True
+            waiting = [future for future in self._pending.values() if not future.done()]
+        for future in waiting:
+            future.set_exception(_Died())
+        self.process.wait()
+
+    def end(self, timeout_s: float) -> None:
+        """Close its stdin and wait for it to close the index; kill it after `timeout_s`."""
+        with self._guard, contextlib.suppress(OSError):
+            self._input.close()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Memory:
+    """Papers, notes, sessions, experiments and runs, found again by meaning and by words.
+
+    Every method raises `LabError`: `Refused` for a request that makes no sense, `NotFound` for a path or id that is
+    not there, `Unavailable` when the worker cannot be started or does not answer in time.
+    """
+
+    def __init__(self, workspace: Workspace, settings: Settings) -> None:
+        self.workspace = workspace
+        self.settings = settings
+        self._worker: _Worker | None = None
+        self._guard = threading.Lock()
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the worker in the background, so that the first search finds it ready."""
+        threading.Thread(target=self._warm_up, name="memory-start", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        try:
+            self._running()
+        except (Unavailable, Refused) as error:  # the first real call will tell the same
+            log.warning("memory could not be started: %s", error)
+
+    def close(self, timeout_s: float = 8.0) -> None:
+        """End the worker; the index is closed properly. Calls after this are refused."""
+        with self._guard:
+            self._closed = True
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end(timeout_s)
+
+    def index(self, paths: Sequence[str] | None = None, *, wait_s: float = 30.0) -> IndexReport:
+        """Take in what is new, changed, moved or deleted under `paths` (relative to the workspace; default `papers/`).
+
+        Returns when everything is indexed, or after `wait_s` seconds with the state `indexing`: it goes on alone.
+        """
+        given = {"paths": None if paths is None else [str(path) for path in paths], "wait_s": wait_s}
+        return IndexReport.from_json(self._ask("index", given, ANSWER_S + wait_s))
+
+    def add(
+        self,
+        kind: str,
+        id: str,
+        title: str,
+        text: str,
+        date: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Add or replace the document `id`; durable on return, found within about a second.
+
+        `text` is Markdown. `metadata` may hold `source` (what a hit names; default the id), `tags` (a list),
+        `authors`, `arxiv`. False when exactly this was there already.
+        """
+        query.check_kind(kind)
+        if not id.strip() or len(id) > 200:
+            raise Refused("id is empty or longer than 200 characters")
+        if len(text) > LONGEST_TEXT:
+            raise Refused(f"the text has {len(text):,} characters", valid=f"at most {LONGEST_TEXT:,}")
+        extra = dict(metadata or {})
+        tags = extra.get("tags") or []
+        given = {
+            "id": id.strip(),
+            "kind": kind,
+            "title": " ".join(title.split())[:300] or id,
+            "source": str(extra.get("source") or id),
+            "date": date,
+            "tags": sorted({str(tag).strip().lower() for tag in tags if str(tag).strip()}),
+            "details": {name: str(extra[name]) for name in ("authors", "arxiv") if extra.get(name)},
+            "body": text,
+        }
+        return bool(self._ask("add", given))
+
+    def remove(self, id: str) -> bool:
+        """Remove a document; False when there is none with this id. A file's document comes back with `index`."""
+        return bool(self._ask("remove", {"id": id}))
+
+    def search(
+        self,
+        text: str,
+        kinds: Sequence[str] | None = None,
+        limit: int = 8,
+        since: str | None = None,
+        until: str | None = None,
+        tags: Sequence[str] | None = None,
+        cursor: str | None = None,
+    ) -> SearchPage:
+        """The passages that answer `text`, best first; `kinds`, `since`, `until` (both included), `tags` narrow it."""
+        asked = query.check(text, kinds, limit, since, until, tags, cursor)
+        return SearchPage.from_json(self._ask("search", asked.as_json()))
+
+    def status(self) -> MemoryStatus:
+        return MemoryStatus.from_json(self._ask("status", {}))
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process id, None while there is none. Starts nothing."""
+        worker = self._worker
+        return worker.process.pid if worker is not None and worker.alive else None
+
+    def _ask(self, name: str, given: Mapping[str, Any], timeout_s: float = ANSWER_S) -> Any:
+        """Every call may be repeated without harm, so it is when the worker died under it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._running().call(name, given, timeout_s)
+            except _Died:
+                log.warning("the memory worker ended during %s (attempt %d)", name, attempt + 1)
+                time.sleep(0.2 * attempt)
+        raise Unavailable("the memory worker ends again and again", fix="see .lab/memory.log, run `lab-mcp doctor`")
+
+    def _running(self) -> _Worker:
+        with self._guard:
+            if self._closed:
+                raise Unavailable("memory is closed: the service is ending")
+            if self._worker is not None and self._worker.alive:
+                return self._worker
+            if self.settings.rag.qdrant_url:
+                raise Refused(
+                    "[rag] qdrant_url is set, but this version keeps its index in the workspace only",
+                    fix="remove qdrant_url from lab.toml (or unset LAB_QDRANT_URL)",
+                )
+            if self._worker is not None:
+                self._worker.end(0.0)
+            worker = _Worker(self.workspace, self.settings)
+            try:
+                worker.call("open", {"model": self.settings.rag.model, "floor": self.settings.rag.floor}, START_S)
+            except BaseException:
+                worker.end(0.0)
+                raise
+            self._worker = worker
+            return worker
+
+
+def _log_file(path: Path) -> Path:
+    """The worker's log, with the one before it kept when it has grown large."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LOG_LIMIT:
+            os.replace(path, path.with_suffix(".log.1"))  # noqa: PTH105
+    return path

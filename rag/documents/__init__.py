@@ -1,0 +1,1 @@
+"""Reading documents (PDF, Markdown, text, HTML, BibTeX) and cutting them into passages."""

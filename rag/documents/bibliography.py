@@ -1,0 +1,95 @@
+"""BibTeX: titles, authors and years for the files beside it, and entries of their own. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from rag.documents.document import ARXIV, Details, clean
+from rag.documents.text import details_of
+
+MONTHS = {name: f"{n:02d}" for n, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    key: str
+    details: Details
+    abstract: str
+    files: tuple[str, ...]  # base names of the files it names
+
+    def describes(self, path: PurePath) -> bool:
+        """Whether this entry is about the file: named in `file`, or the file is called after key or arXiv id."""
+        stem = path.stem.lower()
+        named = {self.key.lower(), self.details.arxiv} - {""}
+        return path.name in self.files or stem in named or re.sub(r"v\d+$", "", stem) in named
+
+
+def parse(text: str) -> list[Entry]:
+    """The entries of a .bib file; what is malformed is passed over up to the next `@`."""
+    entries = []
+    for match in re.finditer(r"@(\w+)\s*\{\s*([^\s,{}]+)\s*,", text):
+        if match.group(1).lower() in ("comment", "string", "preamble"):
+            continue
+        fields = _fields(text, match.end())
+        if fields.get("title"):
+            entries.append(_entry(match.group(2), fields))
+    return entries
+
+
+def _entry(key: str, fields: dict[str, str]) -> Entry:
+    source = " ".join(fields.get(name, "") for name in ("eprint", "arxiv", "journal", "url", "note"))
+    found = ARXIV.search(source) if "arxiv" in source.lower() or fields.get("eprint") else None
+    month = MONTHS.get(fields.get("month", "")[:3].lower(), "")
+    year = fields.get("year", "") or fields.get("date", "")
+    authors = ", ".join(_name(author) for author in re.split(r"\s+and\s+", fields.get("author", "")) if author)
+    details = details_of(
+        {
+            "title": fields["title"],
+            "authors": authors,
+            "year": f"{year}-{month}" if month and re.fullmatch(r"\d{4}", year) else year,
+            "arxiv": found.group(1) if found else "",
+            "keywords": fields.get("keywords", ""),
+        }
+    )
+    files = tuple(PurePath(part).name for part in re.split(r"[:;]", fields.get("file", "")) if "." in part)
+    return Entry(key, details, fields.get("abstract", ""), files)
+
+
+def _name(author: str) -> str:
+    """`Ashish Vaswani` for `Vaswani, Ashish`."""
+    last, comma, first = author.partition(",")
+    return f"{first.strip()} {last.strip()}" if comma else author.strip()
+
+
+def _fields(text: str, position: int) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    pattern = re.compile(r"\s*([A-Za-z_-]+)\s*=\s*")
+    while match := pattern.match(text, position):
+        value, position = _value(text, match.end())
+        fields[match.group(1).lower()] = " ".join(clean(re.sub(r"[{}]|\\[\"'`^~=.]", "", value)).split())
+        comma = re.compile(r"\s*,").match(text, position)
+        if not comma:
+            break
+        position = comma.end()
+    return fields
+
+
+def _value(text: str, position: int) -> tuple[str, int]:
+    """A `{...}`, `"..."` or bare value from `position`, and where it ends."""
+    if position < len(text) and text[position] in '{"':
+        quote = text[position] == '"'
+        depth = 0
+        for end in range(position, len(text)):
+            character = text[end]
+            if character == "{":
+                depth += 1
+            elif character == "}":
+                depth -= 1
+            if (not quote and depth == 0) or (quote and end > position and character == '"' and depth == 0):
+                return text[position + 1 : end], end + 1
+        return text[position + 1 :], len(text)
+    match = re.compile(r"[^,}\n]*").match(text, position)
+    assert match is not None
+    return match.group().strip(), match.end()

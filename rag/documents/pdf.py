@@ -1,0 +1,187 @@
+"""PDF text page by page, with what makes it readable: no running heads, no line-end hyphens, sections, no references.
+
+pdfium is not thread-safe: one thread reads PDFs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag.documents.document import ARXIV, Block, Details, Document, Unreadable, arxiv_date, clean, clean_title
+
+if TYPE_CHECKING:
+    import pypdfium2
+
+PAGE_LIMIT = 10_000
+TITLE_SCAN = 1500  # characters of the first page among which the title is looked for
+KNOWN_HEADINGS = (
+    "abstract|introduction|background|related works?|methods?|methodology|materials and methods|approach|model|data|"
+    "experiments?|experimental setup|setup|results?|evaluation|analysis|ablations?|discussion|limitations|"
+    "conclusions?|future work|acknowledge?ments?|references|bibliography|appendix|supplementary material|summary|"
+    "statement of need"
+)
+HEADING = re.compile(
+    rf"(?:(?:\d{{1,2}}|[A-Z])(?:\.\d{{1,2}}){{0,3}}\.?\s+(?=[A-Z])(?P<numbered>[^.?!;:=]{{3,70}})"
+    rf"|(?:\d{{1,2}}\.?\s+)?(?P<known>{KNOWN_HEADINGS})\.?)",
+    re.IGNORECASE,
+)
+REFERENCES = re.compile(r"references|bibliography", re.IGNORECASE)
+
+
+def read(path: Path) -> Document:
+    """Raises `Unreadable` with the reason: not a PDF, damaged, needs a password, no text layer."""
+    import pypdfium2
+
+    try:
+        pdf = pypdfium2.PdfDocument(path)
+    except pypdfium2.PdfiumError as error:
+        text = str(error).lower()
+        if "password" in text or "security" in text:
+            raise Unreadable("it is encrypted: save a copy without a password") from error
+        raise Unreadable("it is damaged, or not a PDF") from error
+    try:
+        count = len(pdf)
+        if count == 0:
+            raise Unreadable("it is damaged: no page can be read")
+        if count > PAGE_LIMIT:
+            raise Unreadable(f"it has {count:,} pages; at most {PAGE_LIMIT:,} are read: split it")
+        pages = [_page_lines(pdf, n) for n in range(count)]
+        if sum(len(line) for lines in pages for line in lines) < 20 * min(count, 50):
+            raise Unreadable("no text layer (a scan): run OCR over it, for example with ocrmypdf")
+        details = _details(pdf, pages)
+    finally:
+        pdf.close()
+    _drop_running_heads(pages)
+    return Document(details, _blocks(pages))
+
+
+def _page_lines(pdf: pypdfium2.PdfDocument, number: int) -> list[str]:
+    import pypdfium2
+
+    try:
+        page = pdf[number]
+        textpage = page.get_textpage()
+    except pypdfium2.PdfiumError:
+        return []  # one damaged page does not cost the others
+    try:
+        raw = textpage.get_text_range()
+    finally:
+        textpage.close()
+        page.close()
+    # pdfium marks a line-end hyphen with U+FFFE or U+0002; both words' halves are joined
+    raw = re.sub(r"[\ufffe\x02](?:\r?\n)?", "", raw)
+    return [line.strip() for line in clean(raw).split("\n")]
+
+
+def _details(pdf: pypdfium2.PdfDocument, pages: list[list[str]]) -> Details:
+    metadata = pdf.get_metadata_dict()
+    first = "\n".join(pages[0])
+    found = re.search(r"arxiv:\s*(\S+)", first, re.IGNORECASE)
+    arxiv_match = ARXIV.search(found.group(1)) if found else None
+    arxiv = arxiv_match.group(1) if arxiv_match else ""
+    title = clean_title(metadata.get("Title", ""))
+    if len(title) < 8 or re.search(r"\.(docx?|tex|dvi|pdf|indd)$|^untitled|^microsoft word", title, re.IGNORECASE):
+        title = _largest_text(pdf) or title
+    created = re.match(r"D:(\d{4})(\d{2})?", metadata.get("CreationDate", ""))
+    date = arxiv_date(arxiv) or ("-".join(part for part in created.groups() if part) if created else "")
+    return Details(title, date, (), clean_title(metadata.get("Author", "")), arxiv)
+
+
+def _largest_text(pdf: pypdfium2.PdfDocument) -> str:
+    """The text in the largest type near the top of the first page: nearly always the title."""
+    import pypdfium2.raw as raw
+
+    page = pdf[0]
+    textpage = page.get_textpage()
+    try:
+        count = min(TITLE_SCAN, textpage.count_chars())
+        sizes = [round(float(raw.FPDFText_GetFontSize(textpage, n)), 1) for n in range(count)]
+        text = textpage.get_text_range(0, count) if count else ""
+        if not sizes or len(text) != count:
+            return ""
+        shown = Counter(size for size, character in zip(sizes, text, strict=True) if character.isalpha())
+        largest = max((size for size, seen in shown.items() if seen >= 8), default=0.0)
+        if not largest or len(shown) == 1:
+            return ""
+        start = sizes.index(largest)
+        end = start
+        while end < count and (sizes[end] == largest or not text[end].isalnum()):
+            end += 1
+        title = clean_title(re.sub(r"[\ufffe\x02]\s*", "", text[start:end]))
+        return title if 8 <= len(title) <= 250 else ""
+    finally:
+        textpage.close()
+        page.close()
+
+
+def _drop_running_heads(pages: list[list[str]]) -> None:
+    """Remove page numbers, and lines that come back at the top or bottom of many pages, in place."""
+
+    def shape(line: str) -> str:
+        return re.sub(r"\d+", "#", line.lower())
+
+    edges: Counter[str] = Counter()
+    for lines in pages:
+        filled = [line for line in lines if line]
+        edges.update({shape(line) for line in (*filled[:2], *filled[-2:])})
+    often = max(3, len(pages) * 0.3)
+    for lines in pages:
+        places = [n for n, line in enumerate(lines) if line]
+        for n in {*places[:2], *places[-2:]}:
+            if edges[shape(lines[n])] >= often or re.fullmatch(r"[-–—\s]*\d{1,4}[-–—\s]*", lines[n]):
+                lines[n] = ""
+
+
+def _blocks(pages: list[list[str]]) -> Iterator[Block]:
+    section = ""
+    in_references = False
+    for number, lines in enumerate(pages, 1):
+        start = position = 0
+        paragraph = ""
+        widest = max((len(line) for line in lines), default=0)
+        for line in lines:
+            heading = _heading(line)
+            if heading:
+                if paragraph and not in_references:
+                    yield Block(paragraph, section, number, start)
+                paragraph = ""
+                section = heading
+                in_references = bool(REFERENCES.fullmatch(heading)) and number > len(pages) * 0.4
+            elif line:
+                start = start if paragraph else position
+                paragraph = _join(paragraph, line)
+                if line.endswith((".", "?", "!")) and len(line) < widest * 0.7 and not in_references:
+                    yield Block(paragraph, section, number, start)
+                    paragraph = ""
+            position += len(line) + 1
+        if paragraph and not in_references:
+            yield Block(paragraph, section, number, start)
+
+
+def _heading(line: str) -> str:
+    """The heading a line is, without its number; empty when it is not one."""
+    match = HEADING.fullmatch(line) if 3 <= len(line) <= 80 else None
+    if not match:
+        return ""
+    groups: dict[str, Any] = match.groupdict()
+    if groups["known"]:
+        return str(groups["known"]).capitalize() if line[:1].isupper() or line[:1].isdigit() else ""
+    text = str(groups["numbered"]).strip()
+    letters = sum(character.isalpha() or character == " " for character in text)
+    return (
+        text
+        if text[:1].isupper() and "," not in text and letters >= 0.85 * len(text) and len(text.split()) <= 10
+        else ""
+    )
+
+
+def _join(text: str, line: str) -> str:
+    if not text:
+        return line
+    if re.search(r"[a-z]-$", text) and line[:1].islower():
+        return text[:-1] + line
+    return f"{text} {line}"

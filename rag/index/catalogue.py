@@ -1,0 +1,256 @@
+"""The catalogue: every document the index should hold, and how far it has got. One SQLite file beside the vectors.
+
+A document is `pending` until all its passages are in the store, then `written`, and `done` once the store has been
+flushed to disk. Whatever is not `done` when a process dies is indexed again at the next start; passages have stable
+ids, so doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from workspace import clock
+from workspace.database import Database
+
+State = Literal["pending", "written", "done", "failed", "removing"]
+READ_ATTEMPTS = 5  # times a document may be open while the process dies before it is held to be the cause
+TABLES = [
+    """
+    CREATE TABLE documents (
+      id TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL, source TEXT NOT NULL, date TEXT NOT NULL,
+      tags TEXT NOT NULL, details TEXT NOT NULL, hash TEXT NOT NULL, body TEXT, path TEXT,
+      state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', chunks INTEGER NOT NULL DEFAULT 0,
+      priority INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0,
+      revision INTEGER NOT NULL, updated_at TEXT NOT NULL
+    );
+    CREATE INDEX documents_open ON documents (state, priority DESC, revision) WHERE state <> 'done';
+    CREATE INDEX documents_kind ON documents (kind, state);
+    CREATE TABLE files (
+      path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, hash TEXT NOT NULL,
+      document TEXT NOT NULL
+    );
+    CREATE INDEX files_hash ON files (hash);
+    CREATE INDEX files_document ON files (document);
+    CREATE TABLE revisions (last INTEGER NOT NULL);
+    INSERT INTO revisions VALUES (0);
+    """
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A document in the catalogue. `body` is the text of one handed over, `path` the key of one read from a file.
+
+    `hash` covers everything its passages are made from: content and given details. `details` are those given from
+    outside the file (by the caller, or a bibliography).
+    """
+
+    id: str
+    kind: str
+    title: str
+    source: str
+    hash: str
+    date: str = ""
+    tags: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    body: str | None = None
+    path: str | None = None
+    state: State = "pending"
+    reason: str = ""
+    chunks: int = 0
+    priority: int = 0
+    attempts: int = 0
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class FileRow:
+    path: str  # relative to the workspace, or `shelf:name`
+    size: int
+    modified_ns: int
+    hash: str  # empty when it could not be read
+    document: str
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    fields = {name: row[name] for name in Entry.__dataclass_fields__}
+    return Entry(**{**fields, "tags": tuple(json.loads(row["tags"])), "details": json.loads(row["details"])})
+
+
+class Catalogue:
+    """Thread-safe; owned by the worker process."""
+
+    def __init__(self, file: Path) -> None:
+        self._database = Database(file)
+        self._database.migrate("catalogue", TABLES)
+        with self._database.transaction() as tx:  # a store written but not flushed may have lost it with the power
+            tx.execute("UPDATE documents SET state = 'pending' WHERE state = 'written'")
+
+    def put(self, entry: Entry) -> bool:
+        """Add or replace a document; it is pending afterwards. False when exactly this is already there."""
+        with self._database.transaction() as tx:
+            return self._put(tx, entry)
+
+    def put_files(self, changes: Iterable[tuple[FileRow, Entry | None]]) -> None:
+        """Record files and, where given, put their documents, in one transaction."""
+        with self._database.transaction() as tx:
+            for file, entry in changes:
+                tx.execute(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                    (file.path, file.size, file.modified_ns, file.hash, file.document),
+                )
+                if entry is not None:
+                    self._put(tx, entry)
+
+    def _put(self, tx: sqlite3.Connection, entry: Entry) -> bool:
+        row = tx.execute("SELECT * FROM documents WHERE id = ?", (entry.id,)).fetchone()
+        if row is not None:
+            old = _entry(row)
+            unchanged = old.hash == entry.hash and old.path == entry.path and old.kind == entry.kind
+            if unchanged and old.state in ("pending", "written", "done") and entry.state == "pending":
+                return False
+        revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
+        chunks = row["chunks"] if row is not None else 0
+        tx.execute(
+            "INSERT OR REPLACE INTO documents (id, kind, title, source, date, tags, details, hash, body, path, state,"
+            " reason, chunks, priority, attempts, revision, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)",
+            (
+                *(entry.id, entry.kind, entry.title, entry.source, entry.date),
+                *(json.dumps(entry.tags), json.dumps(entry.details), entry.hash, entry.body, entry.path),
+                *(entry.state, entry.reason, chunks, entry.priority, revision, clock.now()),
+            ),
+        )
+        return True
+
+    def get(self, document: str) -> Entry | None:
+        row = self._database.one("SELECT * FROM documents WHERE id = ?", (document,))
+        return None if row is None else _entry(row)
+
+    def next(self, *, above: int = -1) -> Entry | None:
+        """The next document to index or remove, of a priority over `above`; handed-over ones before files."""
+        row = self._database.one(
+            "SELECT * FROM documents WHERE state IN ('pending', 'removing') AND priority > ?"
+            " ORDER BY priority DESC, revision LIMIT 1",
+            (above,),
+        )
+        return None if row is None else _entry(row)
+
+    def opening(self, entry: Entry) -> bool:
+        """Count an attempt at reading; False when the process died at it too often."""
+        with self._database.transaction() as tx:
+            tx.execute("UPDATE documents SET attempts = attempts + 1 WHERE id = ?", (entry.id,))
+        return entry.attempts < READ_ATTEMPTS
+
+    def opened(self, entry: Entry) -> None:
+        with self._database.transaction() as tx:
+            tx.execute("UPDATE documents SET attempts = 0 WHERE id = ?", (entry.id,))
+
+    def written(self, entry: Entry, chunks: int) -> None:
+        """All passages are in the store. Without effect when the document was put again meanwhile."""
+        with self._database.transaction() as tx:
+            tx.execute(
+                "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, chunks = ?, reason = ''"
+                " WHERE id = ? AND revision = ?",
+                (entry.title, entry.date, json.dumps(entry.tags), chunks, entry.id, entry.revision),
+            )
+
+    def failed(self, entry: Entry, reason: str) -> None:
+        with self._database.transaction() as tx:
+            tx.execute(
+                "UPDATE documents SET state = 'failed', reason = ?, chunks = 0 WHERE id = ? AND revision = ?",
+                (reason, entry.id, entry.revision),
+            )
+
+    def flushed(self) -> None:
+        """The store was flushed: what was written before is done. The caller writes nothing meanwhile."""
+        with self._database.transaction() as tx:
+            tx.execute("UPDATE documents SET state = 'done' WHERE state = 'written'")
+
+    def removing(self, document: str) -> bool:
+        """Mark a document for removal; False when there is none. Its files are forgotten."""
+        with self._database.transaction() as tx:
+            return self._removing(tx, document)
+
+    def _removing(self, tx: sqlite3.Connection, document: str) -> bool:
+        tx.execute("DELETE FROM files WHERE document = ?", (document,))
+        revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
+        return (
+            tx.execute(
+                "UPDATE documents SET state = 'removing', priority = 1, revision = ? WHERE id = ?", (revision, document)
+            ).rowcount
+            > 0
+        )
+
+    def removed(self, entry: Entry) -> None:
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM documents WHERE id = ? AND revision = ?", (entry.id, entry.revision))
+
+    def forget_files(self, paths: Iterable[str]) -> list[str]:
+        """The files are gone; documents no other file holds are marked for removal and returned."""
+        gone = []
+        with self._database.transaction() as tx:
+            for path in paths:
+                row = tx.execute("DELETE FROM files WHERE path = ? RETURNING document", (path,)).fetchone()
+                if row is None:
+                    continue
+                left = tx.execute("SELECT path FROM files WHERE document = ? LIMIT 1", (row["document"],)).fetchone()
+                if left is None:
+                    self._removing(tx, row["document"])
+                    gone.append(row["document"])
+                else:  # a copy of it stays: read it from there from now on
+                    tx.execute(
+                        "UPDATE documents SET path = ?, source = ? WHERE id = ?",
+                        (left["path"], left["path"], row["document"]),
+                    )
+        return gone
+
+    def move(self, old: str, new: FileRow) -> None:
+        """A file has a new name and the same content; its document keeps its id."""
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM files WHERE path = ?", (old,))
+            tx.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)",
+                (new.path, new.size, new.modified_ns, new.hash, new.document),
+            )
+            revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
+            tx.execute(  # one that is being read this moment under its old name is read again
+                "UPDATE documents SET path = ?, source = ?, revision = iif(state = 'pending', ?, revision)"
+                " WHERE id = ? AND path = ?",
+                (new.path, new.path, revision, new.document, old),
+            )
+
+    def files(self) -> dict[str, FileRow]:
+        rows = self._database.query("SELECT * FROM files")
+        return {row["path"]: FileRow(**dict(row)) for row in rows}
+
+    def entries(self, states: Iterable[State]) -> list[Entry]:
+        marks = list(states)
+        where = ", ".join("?" for _ in marks)
+        rows = self._database.query(f"SELECT * FROM documents WHERE state IN ({where}) ORDER BY revision", marks)
+        return [_entry(row) for row in rows]
+
+    def waiting(self) -> int:
+        row = self._database.one("SELECT count(*) AS n FROM documents WHERE state IN ('pending', 'removing')")
+        return 0 if row is None else int(row["n"])
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{kind: {state: documents}}."""
+        counts: dict[str, dict[str, int]] = {}
+        for row in self._database.query("SELECT kind, state, count(*) AS n FROM documents GROUP BY kind, state"):
+            counts.setdefault(row["kind"], {})[row["state"]] = row["n"]
+        return counts
+
+    def take_over(self, other: Catalogue) -> None:
+        """Copy another catalogue's documents and files; every readable document is pending here."""
+        for entry in other.entries(["pending", "written", "done", "failed"]):
+            self.put(replace(entry, state="failed" if entry.state == "failed" else "pending"))
+        self.put_files((file, None) for file in other.files().values())
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,153 @@
+"""Generations: a catalogue and a store made with one model and one schema, in a folder of their own.
+
+`current.json` names the one that answers. When model or schema change, a new one is built beside it and swapped in
+when it is complete; until then the old one answers by its words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rag.index.catalogue import Catalogue
+from rag.index.store import SCHEMA, Store
+from workspace import durable
+from workspace.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CURRENT = "current.json"
+ABOUT = "generation.json"
+LOCK_WAIT_S = 20.0  # a worker whose service was killed needs a moment to notice and let go
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Generation:
+    folder: Path
+    model: str
+    schema: int
+    catalogue: Catalogue
+    store: Store
+
+    def close(self) -> None:
+        self.store.close()
+        self.catalogue.close()
+
+
+class Generations:
+    """The generations of one index folder. `building` takes what is new; `serving` is another one or None."""
+
+    def __init__(
+        self, folder: Path, model: str, dimension: int, open_store: Callable[[Path, int], Store], schema: int = SCHEMA
+    ) -> None:
+        self.folder = folder
+        self._open_store = open_store
+        self._dimension = dimension
+        self.fresh = False  # nothing was here
+        self.serving: Generation | None = None
+        about = {"model": model, "schema": schema, "dimension": dimension}
+        current = durable.read_json(folder / CURRENT)
+        if current is not None and current["about"] == about:
+            self.building = self._open(folder / current["folder"])
+            self._sweep(keep=[self.building.folder])
+            return
+        target = self._unfinished(about)
+        new = target is None
+        if target is None:
+            target = folder / f"generation-{self._last_number() + 1:04d}"
+            target.mkdir()
+            durable.write_json(target / ABOUT, about)
+        self.building = self._open(target)
+        if current is None:
+            self.fresh = new
+            self._point(self.building)
+            return
+        self.serving = self._open_old(folder / current["folder"])
+        if self.serving is not None:
+            # repeated when a process died in the middle of it: what is there already stays as it is
+            self.building.catalogue.take_over(self.serving.catalogue)
+        if self.serving is None or self.serving.schema != schema:
+            self._stop_serving_old()
+        self._sweep(keep=[target, folder / current["folder"]])
+
+    def _open(self, folder: Path) -> Generation:
+        about = durable.read_json(folder / ABOUT)
+        if about is None:
+            raise Unavailable("the index is damaged", fix="remove the folder .lab/index; it is built again")
+        catalogue = Catalogue(folder / "catalogue.db")
+        store = self._open_store(folder / "store", int(about["dimension"]))
+        return Generation(folder, about["model"], int(about["schema"]), catalogue, store)
+
+    def _open_old(self, folder: Path) -> Generation | None:
+        try:
+            return self._open(folder)
+        except Unavailable as error:
+            log.warning("the index made before cannot be used while the new one is built: %s", error)
+            return None
+
+    def swap(self) -> None:
+        """`building` is complete: it alone answers from now on."""
+        self._point(self.building)
+        self._stop_serving_old()
+        self._sweep(keep=[self.building.folder])
+
+    def _stop_serving_old(self) -> None:
+        if self.serving is not None:
+            old, self.serving = self.serving, None
+            old.close()
+
+    def _point(self, generation: Generation) -> None:
+        about = durable.read_json(generation.folder / ABOUT)
+        durable.write_json(self.folder / CURRENT, {"folder": generation.folder.name, "about": about})
+
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("generation-*") if path.is_dir())
+
+    def _last_number(self) -> int:
+        numbers = [int(m.group(1)) for path in self._folders() if (m := re.search(r"-(\d+)$", path.name))]
+        return max(numbers, default=0)
+
+    def _unfinished(self, about: dict[str, object]) -> Path | None:
+        return next((path for path in self._folders() if durable.read_json(path / ABOUT) == about), None)
+
+    def _sweep(self, keep: list[Path]) -> None:
+        for path in self._folders():
+            if path not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        self._stop_serving_old()
+        self.building.close()
+
+
+@contextlib.contextmanager
+def owner(folder: Path, wait_s: float = LOCK_WAIT_S):  # type: ignore[no-untyped-def]
+    """Own the index folder in this process; waits a little for a dying owner. Raises `Unavailable` after that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + wait_s
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        "the memory of this workspace is in use by another process",
+                        fix="use the service that has it, or end it with `lab-mcp shutdown`",
+                    ) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)

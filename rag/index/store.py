@@ -1,0 +1,84 @@
+"""The store: passages with a dense vector and a BM25 vector, behind one small interface."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rag.embedding.embedder import Vectors
+
+SCHEMA = 1  # raise it when passages, their ids or their vectors are made differently: the index is then rebuilt
+NAMESPACE = uuid.UUID("6ad0a1c9-3f0f-5e0a-9c43-5b7f6f0f3c11")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What the store holds of a passage, besides its vectors."""
+
+    document: str
+    number: int
+    kind: str
+    title: str
+    source: str
+    section: str
+    text: str
+    hash: str  # of its document's content
+    date: str = ""
+    time: float | None = None  # the start of `date` as seconds since 1970, for filters
+    tags: tuple[str, ...] = ()
+    page: int | None = None
+    page_end: int | None = None
+    start: int = 0
+    end: int = 0
+
+    @property
+    def id(self) -> str:
+        return str(uuid.uuid5(NAMESPACE, f"{self.document}\n{self.number}"))
+
+    @property
+    def context(self) -> str:
+        """`title > section`."""
+        return " > ".join(part for part in (self.title, self.section) if part)
+
+    @property
+    def searchable(self) -> str:
+        """The text both vectors are made from."""
+        return f"{self.context}\n{self.text}"
+
+    def payload(self) -> dict[str, Any]:
+        return {**asdict(self), "tags": list(self.tags)}
+
+    @classmethod
+    def from_payload(cls, payload: dict[str, Any]) -> Passage:
+        known = {name: payload[name] for name in cls.__dataclass_fields__ if name in payload}
+        return cls(**{**known, "tags": tuple(payload.get("tags") or ())})
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """Which passages a search may return; `tags` must all be there."""
+
+    kinds: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None  # exclusive
+    ids: tuple[str, ...] = ()
+
+
+class Store(Protocol):
+    """Thread-safe. Scores: cosine for `dense`, BM25 for `words`; best first."""
+
+    def upsert(self, passages: Sequence[Passage], vectors: Vectors) -> None: ...
+    def delete(self, document: str, from_number: int = 0) -> None: ...
+    def relabel(self, document: str, source: str) -> None: ...
+    def dense(self, vector: Sequence[float], limit: int, narrowing: Narrowing) -> list[tuple[str, float]]: ...
+    def words(self, query: str, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]: ...
+    def passages(self, ids: Sequence[str]) -> dict[str, Passage]: ...
+    def vectors(self, ids: Sequence[str]) -> dict[str, list[float]]: ...
+    def tokens(self, text: str) -> list[int]: ...
+    def count(self) -> int: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,101 @@
+"""What memory answers. Plain dataclasses: the service imports them without numpy, Qdrant or onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self, get_args, get_type_hints
+
+KINDS = ("paper", "note", "session", "experiment", "run")
+
+
+class Record:
+    """A dataclass that travels between the service and the worker as JSON."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        hints = get_type_hints(cls)
+        fields: dict[str, Any] = {}
+        for name, content in value.items():
+            item = (get_args(hints[name]) or (None,))[0]
+            nested = isinstance(item, type) and issubclass(item, Record)
+            fields[name] = [item.from_json(part) for part in content] if nested else content
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Hit(Record):
+    """One passage that answers a query."""
+
+    id: str  # of its document: a run, experiment or note id, `paper-...`, `shelf:...`
+    kind: str
+    title: str
+    quote: str  # the sentences that match best, at most 400 characters
+    source: str  # path relative to the workspace, `shelf:name`, or what was given when it was added
+    page: int | None  # from 1; for PDFs
+    section: str
+    date: str  # YYYY, YYYY-MM, YYYY-MM-DD or empty
+    score: float  # 0 to 1 within this answer's query; orders the hits
+    why: str  # the words matched and the similarity
+    similarity: float | None  # cosine of query and passage; None while vectors are being rebuilt
+    tags: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # start and end of the passage in the file (in the page's text)
+    also: list[str] = field(default_factory=list)  # ids of documents with nearly the same passage
+
+
+@dataclass(frozen=True)
+class SearchPage(Record):
+    """The answer to a search. Without hits, `note` says so and `nearest` names what came closest."""
+
+    hits: list[Hit]
+    next_cursor: str | None = None
+    note: str = ""
+    nearest: list[str] = field(default_factory=list)
+    partial: str = ""  # why something may be missing from this answer
+    milliseconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem(Record):
+    """A document that could not be indexed."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class IndexReport(Record):
+    """What an indexing found and did. `state` is `done`, or `indexing` while documents wait their turn."""
+
+    state: str
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+    waiting: int = 0
+    passages: int = 0  # in the whole index
+    failed: list[Problem] = field(default_factory=list)
+    failed_total: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class MemoryStatus(Record):
+    """`state`: `starting`, `ready`, `indexing` or `rebuilding`."""
+
+    state: str
+    model: str
+    embedder: str  # what runs the model
+    documents: dict[str, int]  # by kind
+    passages: int
+    waiting: int
+    failed: list[Problem]
+    failed_total: int
+    partial: str = ""
+    current: str = ""  # the document being indexed
+    worker: int | None = None  # pid
+    memory_bytes: int | None = None
