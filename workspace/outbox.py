@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workspace import clock
 from workspace.database import Database
+from workspace.errors import Unavailable
 
 TABLES = [
     """
@@ -27,6 +28,7 @@ TABLES = [
     """
 ]
 MAX_ATTEMPTS = 8
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # doubled after each failure
 log = logging.getLogger(__name__)
 
 
@@ -46,9 +48,10 @@ class Outbox:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.posted = threading.Event()  # set when there may be something to drain
+        self._pauses: dict[str, tuple[float, float]] = {}  # topic -> (not before this monotonic time, pause)
         database.migrate("outbox", TABLES)
-        self.posted.set()
+        with database.transaction() as tx:  # what was set aside may have failed for a reason that is gone by now
+            tx.execute("UPDATE outbox SET attempts = 0 WHERE done_at IS NULL AND attempts > 0")
 
     def post(self, tx: sqlite3.Connection, topic: str, payload: Mapping[str, Any]) -> int:
         """Add a message inside the caller's transaction; it is handled after that commits."""
@@ -56,19 +59,21 @@ class Outbox:
             "INSERT INTO outbox (topic, payload, created_at) VALUES (?, ?, ?)",
             (topic, json.dumps(payload, ensure_ascii=False), clock.now()),
         )
-        self.posted.set()
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
     def drain(self, handlers: Mapping[str, Handler], *, limit: int = 200) -> int:
-        """Handle open messages; returns how many were handled.
+        """Handle open messages of the given topics; returns how many were handled. Costs one indexed query per topic.
 
-        A message whose handler raises stays open and stops its topic for this round; after MAX_ATTEMPTS it is set
-        aside with its error (`failed()` lists it) so that one bad message cannot hold up the rest for ever.
+        A message whose handler raises stays open, and its topic pauses, longer each time. A handler that needs
+        something that is away (`Unavailable`) is tried for ever; one that fails otherwise MAX_ATTEMPTS times has its
+        message set aside with the error (`failed()` lists it) until the next start, so that one bad message cannot
+        hold up the rest.
         """
-        self.posted.clear()
         handled = 0
         for topic, handler in handlers.items():
+            if time.monotonic() < self._pauses.get(topic, (0.0, 0.0))[0]:
+                continue
             rows = self.database.query(
                 "SELECT * FROM outbox WHERE topic = ? AND done_at IS NULL AND attempts < ? ORDER BY id LIMIT ?",
                 (topic, MAX_ATTEMPTS, limit),
@@ -78,19 +83,24 @@ class Outbox:
                 try:
                     handler(message)
                 except Exception as error:  # any failure of a handler is recorded with the message and tried again
-                    log.exception("outbox message %d (%s) failed", message.id, topic)
-                    with self.database.transaction() as tx:
-                        tx.execute(
-                            "UPDATE outbox SET attempts = attempts + 1, error = ? WHERE id = ?",
-                            (f"{type(error).__name__}: {error}"[:500], message.id),
-                        )
+                    self._failed(message, error)
                     break
                 with self.database.transaction() as tx:
                     tx.execute("UPDATE outbox SET done_at = ? WHERE id = ?", (clock.now(), message.id))
+                self._pauses.pop(topic, None)
                 handled += 1
-            if len(rows) == limit:
-                self.posted.set()
         return handled
+
+    def _failed(self, message: Message, error: Exception) -> None:
+        pause = min(2 * self._pauses.get(message.topic, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
+        self._pauses[message.topic] = (time.monotonic() + pause, pause)
+        away = isinstance(error, Unavailable)
+        log.warning("outbox message %d (%s) failed: %s", message.id, message.topic, error, exc_info=not away)
+        with self.database.transaction() as tx:
+            tx.execute(
+                "UPDATE outbox SET attempts = attempts + ?, error = ? WHERE id = ?",
+                (0 if away else 1, f"{type(error).__name__}: {error}"[:500], message.id),
+            )
 
     def pending(self) -> int:
         row = self.database.one(
