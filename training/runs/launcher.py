@@ -1,0 +1,160 @@
+"""Starting, observing, stopping and taking up runs. One interface; the local machine is its first implementation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from training.runs import tree
+from training.runs.leases import Lease
+from training.runs.supervisor import AlreadySupervised, read, take_lock
+from workspace import clock, durable
+from workspace.interpreter import python_command, service_environment
+from workspace.process import ProcessIdentity, is_alive
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a run folder says now."""
+
+    present: bool  # the folder is there
+    exit: Mapping[str, Any] | None = None  # the final record
+    supervised: bool = False
+    started: bool = False  # the job has been started, once and for all
+    heartbeat: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Launcher(Protocol):
+    """Where runs are executed."""
+
+    def submit(self, folder: Path, run: Mapping[str, Any], leases: Sequence[Lease], claim: Callable[[], bool]) -> bool:
+        """Start the run in `folder` with this run.json unless it was started before or `claim()` says no.
+
+        `claim` is called when nobody else can start the run any more. Whether it was started. Raises OSError.
+        """
+
+    def poll(self, folder: Path) -> Observation: ...
+
+    def cancel(self, folder: Path, reason: str, by: str) -> None:
+        """Ask the run to end; one that has not started never will. Raises OSError."""
+
+    def adopt(self, folder: Path) -> bool:
+        """Give a started run without a supervisor a new one. Whether it was given one. Raises OSError."""
+
+    def close_run(self, folder: Path, final: Mapping[str, Any]) -> bool:
+        """Write the final record of a run that never started; False when it has started or has a record."""
+
+    def reap(self) -> None:
+        """Forget supervisors that have ended."""
+
+
+class LocalLauncher:
+    """Runs as detached processes of this machine."""
+
+    def __init__(self) -> None:
+        self._supervisors: list[subprocess.Popen[bytes]] = []
+
+    def submit(self, folder: Path, run: Mapping[str, Any], leases: Sequence[Lease], claim: Callable[[], bool]) -> bool:
+        with _supervisor_lock(folder) as lock:
+            if lock is None or (folder / "job.json").exists() or (folder / "exit.json").exists() or not claim():
+                return False
+            durable.write_json(folder / "run.json", run)
+            self._start(folder, lock, leases)
+        return True
+
+    def poll(self, folder: Path) -> Observation:
+        if not folder.is_dir():
+            return Observation(present=False)
+        final = read(folder / "exit.json")
+        heartbeat = {} if final else read(folder / "heartbeat.json")
+        supervised = not final and (_live(heartbeat.get("supervisor")) is not None or _is_locked(folder))
+        if not final and not supervised:  # it may have ended between the two looks
+            final = read(folder / "exit.json")
+        started = (folder / "job.json").exists()
+        return Observation(True, final or None, supervised, started, heartbeat)
+
+    def cancel(self, folder: Path, reason: str, by: str) -> None:
+        final = {"state": "cancelled", "class": None, "reason": f"{reason} (by {by})"}
+        if self.close_run(folder, final) or (folder / "exit.json").exists():
+            return
+        try:
+            durable.write_json(folder / "stop.json", {"at": clock.now(), "reason": reason, "by": by})
+        except OSError:  # full disk: the supervisor also understands a signal
+            supervisor = _live(read(folder / "heartbeat.json").get("supervisor"))
+            if supervisor is None:
+                raise
+            tree.send(tree.Process(supervisor.pid, supervisor.started, 0), signal.SIGTERM)
+
+    def adopt(self, folder: Path) -> bool:
+        with _supervisor_lock(folder) as lock:
+            if lock is None or (folder / "exit.json").exists():
+                return False
+            self._start(folder, lock, [], "--adopt")
+        return True
+
+    def close_run(self, folder: Path, final: Mapping[str, Any]) -> bool:
+        with _supervisor_lock(folder) as lock:
+            if lock is None or (folder / "job.json").exists() or (folder / "exit.json").exists():
+                return False
+            never = {"exit_code": None, "signal": None, "started_at": None, "ended_at": clock.now(), "elapsed_s": None}
+            durable.write_json(folder / "exit.json", {**never, **final})
+        return True
+
+    def reap(self) -> None:
+        self._supervisors = [process for process in self._supervisors if process.poll() is None]
+
+    def _start(self, folder: Path, lock: int, leases: Sequence[Lease], *flags: str) -> None:
+        """Start a supervisor that inherits the lock and the leases: they are never free in between."""
+        descriptors = [lease.descriptor for lease in leases]
+        command = python_command("training.runs.supervisor", str(folder), *flags, "--lock", str(lock))
+        if descriptors:
+            command += ["--leases", ",".join(map(str, descriptors))]
+        log = os.open(folder / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd="/",
+                env=service_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[lock, *descriptors],
+            )
+        finally:
+            os.close(log)
+        self._supervisors.append(process)
+
+
+@contextlib.contextmanager
+def _supervisor_lock(folder: Path) -> Iterator[int | None]:
+    """A descriptor with the run's supervisor lock, None when somebody else has it."""
+    try:
+        lock = take_lock(folder)
+    except AlreadySupervised:
+        yield None
+        return
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _is_locked(folder: Path) -> bool:
+    with _supervisor_lock(folder) as lock:
+        return lock is None
+
+
+def _live(value: Any) -> ProcessIdentity | None:
+    """The process a file names, if it is alive."""
+    try:
+        identity = ProcessIdentity.from_json(value)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return identity if is_alive(identity) else None

@@ -1,0 +1,347 @@
+"""All runs of a workspace: start, find, watch, stop. What a run's folder says is true; lab.db is brought up to it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import shutil
+import sqlite3
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from training.runs import progress, store
+from training.runs.launcher import Launcher, LocalLauncher, Observation
+from training.runs.leases import Leases
+from training.runs.placement import Device, Devices
+from training.runs.prepare import Prepared, prepare
+from training.runs.records import ENDED, LIVE, RunRecord, RunRequest
+from training.runs.recovery import import_folders
+from training.runs.scheduler import Scheduler
+from training.runs.store import Store
+from training.runs.supervisor import read
+from training.runs.tail import LogPage, tail
+from workspace import clock
+from workspace.database import Database
+from workspace.errors import LabError, Refused, Unavailable, unknown
+from workspace.ids import Ids
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+from workspace.settings import Settings
+
+LAUNCH_ATTEMPTS = 3  # of a supervisor that ends before it has started the job
+ADOPT_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
+WAIT_POLL_S = 0.3
+MAX_LIST = 1000
+OnProgress = Callable[[RunRecord], Awaitable[object] | object]
+log = logging.getLogger(__name__)
+
+
+class Runs:
+    """The runs of one workspace. Synchronous and thread-safe, but for `wait`.
+
+    `devices` gives the accelerators runs may use (default: what `training.hardware` finds). `on_end` is the command a
+    supervisor executes after a run of an experiment has ended, to bring the service back.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        database: Database,
+        outbox: Outbox,
+        *,
+        devices: Devices | None = None,
+        launcher: Launcher | None = None,
+        leases: Leases | None = None,
+        on_end: Sequence[str] = (),
+    ) -> None:
+        self.workspace = workspace
+        self.settings = settings
+        self.database = database
+        self.outbox = outbox
+        self.on_end = list(on_end)
+        self.devices: Devices = devices or (lambda: machine_devices(settings))
+        self.launcher: Launcher = launcher or LocalLauncher()
+        self.store = Store(database)
+        self.ids = Ids(database, "run", workspace.runs_dir)
+        self.leases = leases or Leases()
+        self.scheduler = Scheduler(workspace, settings, database, self.store, self.launcher, self.leases, self.devices)
+        self._tick = threading.Lock()
+        self._starting: dict[str, threading.Lock] = defaultdict(threading.Lock)  # by key
+        self._adoptions: dict[str, tuple[int, float]] = {}  # run -> how often, monotonic seconds of the next
+        self._complaints: dict[str, str] = {}
+        import_folders(workspace, database, self.store)
+
+    # -- starting and stopping -----------------------------------------------------------------------------------------
+
+    def start(self, request: RunRequest, key: str | None = None) -> RunRecord:
+        """Queue a run and start it when its devices are free. The same `key` gives the same run, never a second one.
+
+        Raises `LabError` when it cannot be; nothing has changed then. Durable when it returns. Cloning `repo` can take
+        minutes.
+        """
+        with self._starting[key] if key else contextlib.nullcontext():
+            existing = self.store.by_key(key) if key else None
+            if existing is None:
+                prepared = prepare(request, self.workspace, self.settings, self.devices())
+                prepared.run |= {"wake_service": bool(self.on_end and request.experiment), "on_end": self.on_end}
+                existing = self._insert(prepared, key)
+        self.tick()
+        return self.get(existing)
+
+    def _insert(self, prepared: Prepared, key: str | None) -> str:
+        """Folder and row, or neither."""
+        folder: Path | None = None
+        try:
+            with self.database.transaction() as tx:
+                existing = self.store.by_key(key, tx) if key else None
+                if existing:  # another process was first
+                    prepared.discard()
+                    return existing
+                run_id = self.ids.allocate(tx)
+                while self.workspace.run_dir(run_id).exists():
+                    run_id = self.ids.allocate(tx)
+                folder = self.workspace.run_dir(run_id)
+                run = prepared.write(folder, run_id, key)
+                self.store.insert(tx, run, prepared.need.as_json())
+            return run_id
+        except BaseException as error:
+            prepared.discard()
+            if folder:
+                (folder / "run.json").unlink(missing_ok=True)  # first: without it the folder is no run
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError | sqlite3.OperationalError):
+                raise Unavailable(
+                    f"the run could not be written: {getattr(error, 'strerror', None) or error}",
+                    fix="check free space and that the workspace is writable (`lab-mcp doctor`)",
+                ) from error
+            raise
+
+    def stop(self, run_id: str, reason: str = "", by: str = "user") -> RunRecord:
+        """Ask a run to end: TERM, the grace time, KILL of its whole tree. A queued one ends at once.
+
+        Raises `NotFound` or, when the request cannot be written, `Unavailable`.
+        """
+        row = self._row(run_id)
+        if row["ended_at"] is None:
+            folder = self.workspace.run_dir(run_id)
+            if folder.is_dir():
+                try:
+                    self.launcher.cancel(folder, reason.strip()[:300] or "stopped", by)
+                except OSError as error:
+                    raise Unavailable(f"the stop request could not be written: {error.strerror}") from error
+                with self.database.transaction() as tx:
+                    self.store.change(tx, run_id, ["starting", "running"], state="stopping")
+            self._follow(self._row(run_id))
+        return self.get(run_id)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def get(self, run_id: str) -> RunRecord:
+        """Raises `NotFound` naming the closest ids."""
+        return next(self._records([self._row(run_id)]))
+
+    def list(
+        self,
+        states: Collection[str] | None = None,
+        experiment: str | None = None,
+        limit: int = 20,
+        before: str | None = None,
+        text: str | None = None,
+    ) -> list[RunRecord]:
+        """Runs, newest first; `before` a run id. Raises `Refused` for an unknown state."""
+        if wrong := set(states or ()) - {*LIVE, *ENDED}:
+            raise Refused(f"there is no state {sorted(wrong)[0]!r}", valid=", ".join((*LIVE, *ENDED)))
+        return list(self._records(self.store.find(states, experiment, max(1, min(limit, MAX_LIST)), before, text)))
+
+    def page(
+        self,
+        states: Collection[str] | None = None,
+        experiment: str | None = None,
+        limit: int = 20,
+        before: str | None = None,
+        text: str | None = None,
+    ) -> tuple[Sequence[RunRecord], int]:
+        """`list`, and how many runs match in all."""
+        return self.list(states, experiment, limit, before, text), self.store.count(states, experiment, text)
+
+    def detail(self, run_id: str, points: int = 20) -> dict[str, Any]:
+        """`config`, `command`, `curve` (at most `points` of metrics.jsonl), `alerts`, `summary`, `source` of a run."""
+        record = self.get(run_id)
+        folder = self.workspace.run_dir(run_id)
+        return {
+            "config": read(folder / "config.json") or None,
+            "command": read(folder / "run.json").get("command"),
+            "curve": progress.curve(folder, points),
+            "alerts": progress.alerts(folder),
+            "summary": record.summary,
+            "source": record.source,
+        }
+
+    def tail(
+        self,
+        run_id: str,
+        lines: int = 50,
+        cursor: int | None = None,
+        contains: str | None = None,
+        *,
+        before: int | None = None,
+        max_characters: int = 12_000,
+    ) -> LogPage:
+        """A page of the run's log; see `training.runs.tail`."""
+        self._row(run_id)
+        log_file = self.workspace.run_dir(run_id) / "train.log"
+        page = tail(
+            log_file, lines=lines, cursor=cursor, before=before, contains=contains, max_characters=max_characters
+        )
+        return page.model_copy(update={"run_id": run_id})
+
+    async def wait(self, run_id: str, timeout_s: float, on_progress: OnProgress | None = None) -> RunRecord:
+        """The run once it has ended, or as it is after `timeout_s`. `on_progress` is called when something changed."""
+        deadline = time.monotonic() + timeout_s
+        told: RunRecord | None = None
+        while True:
+            record = await anyio.to_thread.run_sync(self._look, run_id)
+            left = deadline - time.monotonic()
+            if record.ended or left <= 0:
+                return record
+            if on_progress and (told is None or (record.state, record.progress) != (told.state, told.progress)):
+                told = record
+                answer = on_progress(record)
+                if inspect.isawaitable(answer):
+                    await answer
+            await anyio.sleep(min(WAIT_POLL_S, max(0.01, left)))
+
+    def _look(self, run_id: str) -> RunRecord:
+        row = self._row(run_id)
+        if row["ended_at"] is None:
+            self._follow(row)
+        return self.get(run_id)
+
+    def _row(self, run_id: str) -> sqlite3.Row:
+        row = self.store.row(run_id)
+        if row is None:
+            raise unknown("run", run_id, self.store.ids()[::-1], fix="list_runs shows the runs there are")
+        return row
+
+    def _records(self, rows: Sequence[sqlite3.Row]) -> Iterator[RunRecord]:
+        order: Sequence[str] = []
+        if any(row["state"] == "queued" for row in rows):
+            order = [row["id"] for row in self.store.live() if row["state"] == "queued"]
+        for row in rows:
+            if row["ended_at"] is not None:
+                yield store.record(row)
+                continue
+            elapsed = clock.seconds_between(row["started_at"], clock.now()) if row["started_at"] else None
+            found = progress.progress(self.workspace.run_dir(row["id"]), store.value(row["budget"]), elapsed)
+            update: dict[str, Any] = {"elapsed_s": None if elapsed is None else round(elapsed, 1)}
+            if row["state"] == "queued" and row["id"] in order:
+                place = f"position {order.index(row['id']) + 1} of {len(order)} in the queue"
+                update["waiting_for"] = f"{row['waiting_for']}; {place}" if row["waiting_for"] else place
+            yield store.record(row, found).model_copy(update=update)
+
+    # -- keeping up ----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Bring lab.db up to the run folders, take up unwatched runs, start queued ones. Ended runs cost nothing.
+
+        Every step can be repeated: a service killed between any two of them goes on at its next tick.
+        """
+        if not self._tick.acquire(blocking=False):
+            return
+        try:
+            for row in self.store.live():
+                folder = self.workspace.run_dir(row["id"])
+                if row["state"] != "queued" or row["attempts"] or (folder / "exit.json").exists():
+                    self._follow(row)
+            self.scheduler.run()
+            self.launcher.reap()
+        finally:
+            self._tick.release()
+
+    def _follow(self, row: sqlite3.Row) -> None:
+        """One run: what does its folder say? Trouble with one run must not hold up the others."""
+        try:
+            self._step(row, self.launcher.poll(self.workspace.run_dir(row["id"])))
+        except (OSError, LabError) as error:
+            if self._complaints.get(row["id"]) != str(error):
+                self._complaints[row["id"]] = str(error)
+                log.warning("%s: %s", row["id"], error)
+
+    def _step(self, row: sqlite3.Row, seen: Observation) -> None:
+        run_id = row["id"]
+        if row["state"] == "queued" and (seen.started or seen.supervised):  # an attempt thought failed went on
+            with self.database.transaction() as tx:
+                self.store.change(tx, run_id, ["queued"], state="starting")
+        if seen.exit:
+            self._record_end(run_id, seen.exit, started=seen.started)
+        elif not seen.present:
+            gone = {"state": "lost", "reason": "its run folder was deleted", "started_at": row["started_at"]}
+            self._record_end(run_id, gone, started=False)
+        elif seen.supervised:
+            if seen.started:
+                self._record_running(row, seen)
+        elif seen.started:
+            self._adopt(run_id)
+        elif row["state"] != "queued":
+            self._launch_again(row)
+
+    def _record_running(self, row: sqlite3.Row, seen: Observation) -> None:
+        stopping = seen.heartbeat.get("state") == "stopping" or row["state"] == "stopping"
+        state = "stopping" if stopping else "running"
+        if row["state"] == state and row["announced"]:
+            return
+        started_at = seen.heartbeat.get("started_at") or row["started_at"] or clock.now()
+        with self.database.transaction() as tx:
+            self.store.change(tx, row["id"], ["starting", "running", "stopping"], state=state, started_at=started_at)
+            self._announce(tx, row["id"])
+
+    def _announce(self, tx: sqlite3.Connection, run_id: str) -> None:
+        if self.store.announce(tx, run_id):
+            self.outbox.post(tx, "run.started", {"run": run_id})
+
+    def _record_end(self, run_id: str, final: Any, *, started: bool) -> None:
+        summary = read(self.workspace.run_dir(run_id) / "summary.json") or None
+        with self.database.transaction() as tx:
+            if started:
+                self._announce(tx, run_id)
+            if self.store.end(tx, run_id, final, summary):
+                self.outbox.post(tx, "run.ended", {"run": run_id})
+        self._adoptions.pop(run_id, None)
+
+    def _adopt(self, run_id: str) -> None:
+        """A new supervisor for a started run without one; ever more slowly when they keep ending."""
+        count, not_before = self._adoptions.get(run_id, (0, 0.0))
+        if time.monotonic() < not_before:
+            return
+        if self.launcher.adopt(self.workspace.run_dir(run_id)):
+            pause = ADOPT_PAUSES_S[min(count + 1, len(ADOPT_PAUSES_S) - 1)]
+            self._adoptions[run_id] = (count + 1, time.monotonic() + pause)
+            log.warning("%s had lost its supervisor; a new one watches it", run_id)
+
+    def _launch_again(self, row: sqlite3.Row) -> None:
+        """Claimed, but its supervisor never started the job: back into the queue, or given up."""
+        if row["attempts"] < LAUNCH_ATTEMPTS:
+            with self.database.transaction() as tx:
+                self.store.change(tx, row["id"], ["starting", "stopping", "running"], state="queued")
+            return
+        reason = f"its supervisor did not start, {row['attempts']} times; supervisor.log in its folder says why"
+        final = {"state": "failed", "class": "exit", "reason": reason}
+        self.launcher.close_run(self.workspace.run_dir(row["id"]), final)
+
+
+def machine_devices(settings: Settings) -> Sequence[Device]:
+    """The accelerators the lab may use on this machine, as they are now."""
+    from training.hardware import devices
+
+    if not devices.detect(settings.hardware).usable_devices():
+        return []
+    return devices.snapshot(settings.hardware).usable_devices()

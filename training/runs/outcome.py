@@ -1,0 +1,200 @@
+"""How a run ended, from facts: exit code, signal, what the lab itself asked for, and the files the trainer left.
+
+Never from words somewhere in the log: only the exception that ended the log is read, and only by its exact class.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# exit codes of our own trainer
+NAN, OOM, DATA, CONFIGURATION, PREEMPTED = 10, 11, 12, 13, 75
+TRAINER_CLASSES = {NAN: "nan", OOM: "oom", DATA: "data"}
+TRAINER_REASONS = {
+    NAN: "the loss was no longer a number",
+    OOM: "out of memory",
+    DATA: "the corpus is unknown, empty or has changed",
+    CONFIGURATION: "the configuration or the recipe's code is wrong",
+}
+UNCAUGHT_EXCEPTION = 1  # Python's exit code
+EXCEPTION_CLASSES = {
+    "MemoryError": "oom",
+    "torch.OutOfMemoryError": "oom",
+    "torch.cuda.OutOfMemoryError": "oom",
+    "numpy._core._exceptions._ArrayMemoryError": "oom",
+    "numpy.core._exceptions._ArrayMemoryError": "oom",
+    "cupy.cuda.memory.OutOfMemoryError": "oom",
+    "ImportError": "import",
+    "ModuleNotFoundError": "import",
+    "FileNotFoundError": "data",
+}
+LOG_END_BYTES = 4096
+LINES_AFTER_EXCEPTION = 10  # what exit handlers (wandb, torch's process groups) may still print
+FRAME = re.compile(r'^\s+File "[^"]*", line \d+')
+EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The lab itself ended the run: `state` is cancelled, timed_out or (asked to end by the system) preempted."""
+
+    state: str
+    reason: str
+    at: str  # when it was begun
+
+
+@dataclass(frozen=True)
+class End:
+    """How the job's process ended; both None when nothing that could know is left."""
+
+    exit_code: int | None = None
+    signal: str | None = None
+    ended_at: str | None = None
+    error: str | None = None  # why it could not be started
+
+    @property
+    def known(self) -> bool:
+        return self.exit_code is not None or self.signal is not None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What else is known at the end of a run."""
+
+    kind: str  # recipe or script
+    summary: bool = False  # the trainer's summary.json lies there, written by this run
+    checkpoint: bool = False
+    memory_kill: bool = False  # the kernel's counter of out-of-memory kills rose as the job died
+    rebooted: bool = False
+    exception: tuple[str, str] | None = None  # the log's last line of a traceback: class, message
+
+
+def decide(end: End, stop: Stop | None, seen: Evidence) -> dict[str, Any]:
+    """The fields `state`, `class`, `exit_code`, `signal`, `reason` of the final record."""
+    state, failure, reason = _verdict(end, stop, seen)
+    return {"state": state, "class": failure, "exit_code": end.exit_code, "signal": end.signal, "reason": reason}
+
+
+def _verdict(end: End, stop: Stop | None, seen: Evidence) -> tuple[str, str | None, str | None]:
+    trainer = seen.kind == "recipe"
+    if stop is not None and (end.ended_at or stop.at) < stop.at:
+        stop = None  # it had ended by itself
+    if stop is not None:
+        if trainer and end.exit_code == 0 and seen.summary:
+            return "succeeded", None, f"it was complete before it could be ended: {stop.reason}"
+        if stop.state == "preempted" and not (trainer and (end.exit_code == PREEMPTED or seen.checkpoint)):
+            return "cancelled", None, stop.reason
+        return stop.state, None, stop.reason
+    if not end.known:
+        return _unknown(seen)
+    if end.error:
+        return "failed", "exit", end.error
+    if end.signal:
+        if end.signal == "SIGKILL" and seen.memory_kill:
+            return "failed", "oom", "the system ran out of memory and killed it"
+        hint = ", not by the lab; the system's out-of-memory killer does this" if end.signal == "SIGKILL" else ""
+        return "failed", "signal", f"killed by {end.signal}{hint}"
+    if end.exit_code == 0:
+        return "succeeded", None, None
+    return _failed(end.exit_code or 0, trainer, seen)
+
+
+def _failed(code: int, trainer: bool, seen: Evidence) -> tuple[str, str | None, str | None]:
+    if trainer and code == PREEMPTED:
+        return "preempted", None, "ended by a signal after writing a checkpoint"
+    name, message = seen.exception or ("", "")
+    last = f"{name}: {message}" if message else name
+    if trainer and code in TRAINER_CLASSES:
+        return "failed", TRAINER_CLASSES[code], last or TRAINER_REASONS[code]
+    if trainer and code == CONFIGURATION:
+        failure = "import" if exception_class(name, message) == "import" else "exit"
+        return "failed", failure, last or TRAINER_REASONS[code]
+    if code == UNCAUGHT_EXCEPTION and name:
+        return "failed", exception_class(name, message) or "exit", last
+    if code == 128 + 9 and seen.memory_kill:
+        return "failed", "oom", "exit code 137: the system ran out of memory and killed a part of it"
+    told = f" (by a shell's convention: a command was ended by signal {code - 128})" if 128 < code < 160 else ""
+    return "failed", "exit", f"exit code {code}{told}"
+
+
+def _unknown(seen: Evidence) -> tuple[str, str | None, str | None]:
+    """Nobody saw the job end. A trainer's summary proves success, its checkpoint that it can be resumed."""
+    cause = "the machine was restarted" if seen.rebooted else "job and supervisor were killed together"
+    if seen.kind == "recipe" and seen.summary:
+        return "succeeded", None, f"{cause}, after the trainer had written its summary"
+    if seen.kind == "recipe" and seen.checkpoint:
+        return "preempted", None, f"{cause}; its last checkpoint is there"
+    if not seen.rebooted:
+        cause = "its supervisor was killed and the job's end was not seen"
+    return "lost", None, f"{cause}; how the job ended is not known"
+
+
+def exception_class(name: str, message: str) -> str | None:
+    """The failure class of an uncaught exception, None when it says no more than that it failed."""
+    if name == "RuntimeError" and message.startswith(("CUDA out of memory", "CUDA error: out of memory")):
+        return "oom"  # torch before 2.0, and CUDA calls outside torch's allocator
+    return EXCEPTION_CLASSES.get(name)
+
+
+def last_exception(log: Path) -> tuple[str, str] | None:
+    """Class and message of the traceback a log ends with, None when it does not end with one."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - LOG_END_BYTES))
+            lines = file.read(LOG_END_BYTES).decode("utf-8", "replace").rstrip().splitlines()
+    except OSError:
+        return None
+    frames = [number for number, line in enumerate(lines) if FRAME.match(line)]
+    for number in range(frames[-1] + 1 if frames else len(lines), len(lines)):
+        match = EXCEPTION.match(lines[number])
+        if match:
+            if len(lines) - number - 1 > LINES_AFTER_EXCEPTION:
+                return None
+            return match.group(1), (match.group(2) or "").strip()[:300]
+    return None
+
+
+def summary_proves_end(folder: Path, started: float) -> bool:
+    """Whether the trainer of this run finished: its summary.json is whole, written after `started` (epoch seconds)."""
+    import json
+
+    file = folder / "summary.json"
+    try:
+        if file.stat().st_mtime < started - 2:
+            return False
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(summary, dict) and summary.get("state", "succeeded") == "succeeded"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run folder holds a checkpoint; a half-written one has a temporary name."""
+    try:
+        names = [path.name for path in (folder / "checkpoints").iterdir()]
+    except OSError:
+        return False
+    return any(not name.startswith(".") and not name.endswith((".tmp", ".partial")) for name in names)
+
+
+def memory_kills() -> int:
+    """Out-of-memory kills counted so far: by this process's own cgroup and by the kernel (0 where it does not tell)."""
+    files = [Path("/proc/vmstat")]
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        groups = []
+    files += [Path(f"/sys/fs/cgroup{line[3:]}/memory.events") for line in groups if line.startswith("0::")]
+    total = 0
+    for file in files:
+        try:
+            lines = file.read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return total

@@ -1,0 +1,393 @@
+"""One run's supervisor: a small detached process that starts the job, watches it, and writes how it ended.
+
+    python -P -s -m training.runs.supervisor RUN_DIR [--adopt] [--lock FD] [--leases FD,FD]
+
+Started by the launcher; outlives it. Reads `run.json`, keeps `heartbeat.json`, obeys `stop.json` and SIGTERM, enforces
+the time limit, ends the whole process tree, writes `exit.json` once. With `--adopt` the job is running already, or has
+ended, unwatched: its supervisor was killed. Whoever holds the lock on `.supervisor` is the run's only supervisor.
+Standard library and standard-library-only modules of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from training.runs import outcome, tree
+from training.runs.outcome import End, Evidence, Stop
+from training.runs.shim import ALREADY_STARTED
+from workspace import clock, durable
+from workspace.process import ProcessIdentity, identify, is_alive, this_process
+
+HEARTBEAT_S = 2.0
+POLL_S = 0.25  # how often stop.json is looked for, and an adopted job that is no child of ours
+SHIM_WRITES_S = 3.0  # for the shim to write how the job ended, before it is killed too
+KILL_AGAIN_S = 5.0
+LEFTOVER_GRACE_S = 2.0
+WRITE_PAUSES_S = (0.2, 1.0, 5.0)  # then the last one again and again
+WRITE_LIMIT_S = 3600.0
+SHIM = Path(__file__).with_name("shim.py")
+
+
+class AlreadySupervised(Exception):
+    """Another supervisor holds this run."""
+
+
+def take_lock(folder: Path) -> int:
+    """A descriptor holding the exclusive lock of this run's supervisor. Raises AlreadySupervised."""
+    descriptor = os.open(folder / ".supervisor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise AlreadySupervised(folder.name) from error
+    return descriptor
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON object, {} when it is absent or not whole."""
+    try:
+        value = durable.read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def job_environment(additions: dict[str, str]) -> dict[str, str]:
+    """What the job gets: our allowed environment without any LAB_ variable (settings, secrets), plus `additions`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LAB_")}
+    return kept | additions
+
+
+class Supervisor:
+    def __init__(self, folder: Path, leases: list[int]) -> None:
+        self.folder = folder
+        self.leases = leases
+        self.run = read(folder / "run.json")
+        self.tag = str(self.run.get("environment", {}).get(tree.TAG_VARIABLE, ""))
+        self.subreaper = tree.become_subreaper()
+        self.shim: ProcessIdentity | None = None
+        self.job: ProcessIdentity | None = None
+        self.shim_is_child = False
+        self.statuses: dict[int, int] = {}  # children that ended: pid -> wait status
+        self.started_at = clock.now()
+        self.started_monotonic = time.monotonic()
+        self.stop: Stop | None = None
+        self.kill_at = 0.0
+        self.told: set[ProcessIdentity] = set()  # jobs that were sent TERM
+        self.asked_by_signal: str | None = None
+        self.start_error: str | None = None
+        self.rebooted = False
+        self.heartbeat_due = 0.0
+        self.heartbeat_error: str | None = None
+        kills = outcome.memory_kills()
+        self.memory_kills = (kills, kills)  # at the last two heartbeats
+        self.wake_read, wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.asked_by_signal = signal.Signals(number).name
+
+    # -- the job -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the shim, which starts the job. A failure to start is an end like any other, with its reason."""
+        command = [sys.executable, "-I", "-S", str(SHIM), str(self.folder), "--", *self.run["command"]]
+        try:
+            log = os.open(self.folder / "train.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                started = subprocess.Popen(
+                    command,
+                    cwd=self.run["cwd"],
+                    env=job_environment(self.run.get("environment", {})),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=self.leases,
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            self.start_error = f"the job could not be started: {error.strerror}"
+            return
+        started.returncode = 0  # we reap it ourselves; this keeps Popen from warning about a living child
+        self.shim = identify(started.pid) or ProcessIdentity(started.pid, "ended", "", "")
+        self.shim_is_child = True
+        self.started_monotonic = time.monotonic()
+
+    def adopt(self) -> None:
+        """Take up a job whose supervisor was killed, from the identities on disk."""
+        self.shim_is_child = False
+        self.shim = None
+        self._read_job()
+        started = read(self.folder / "job.json").get("started_at")
+        if started:
+            self.started_at = str(started)
+            self.started_monotonic -= max(0.0, clock.seconds_between(self.started_at, clock.now()))
+        present, shim = this_process(), read(self.folder / "job.json").get("shim") or {}
+        self.rebooted = bool(shim) and (shim.get("boot"), shim.get("host")) != (present.boot, present.host)
+
+    def _read_job(self) -> None:
+        record = read(self.folder / "job.json")
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            if record.get("shim") and self.shim is None:
+                self.shim = ProcessIdentity.from_json(record["shim"])
+            if record.get("job"):
+                self.job = ProcessIdentity.from_json(record["job"])
+                self.started_at = str(record["started_at"])
+
+    def _find_job(self) -> None:
+        """The shim was killed before it wrote who the job is: the job is the oldest process of the tree."""
+        self._read_job()
+        if self.job is None:
+            left = self._members()
+            oldest = min(left, key=lambda p: (not p.started.isdigit(), p.started.zfill(20), p.pid), default=None)
+            self.job = identify(oldest.pid) if oldest else None
+
+    def over(self) -> bool:
+        """Whether the job has ended (its descendants may live on)."""
+        self.statuses |= tree.reap(-1 if self.subreaper else self.shim.pid if self.shim_is_child and self.shim else -1)
+        if self.start_error:
+            return True
+        if self.shim is not None:
+            alive = self.shim.pid not in self.statuses if self.shim_is_child else is_alive(self.shim)
+            if alive:
+                return False
+            if self._shim_code() == ALREADY_STARTED and not (self.folder / "job_exit.json").exists():
+                self.adopt()  # an earlier attempt, thought dead, had just started the job
+                return False
+        if (self.folder / "job_exit.json").exists() or self._shim_code() is not None:
+            return True
+        if self.job is None:
+            self._find_job()
+        return self.job is None or self.job.pid in self.statuses or not is_alive(self.job)
+
+    def _shim_code(self) -> int | None:
+        """The exit code the shim itself gave, None when it was killed or is not our child."""
+        status = self.statuses.get(self.shim.pid) if self.shim else None
+        return os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else None
+
+    def end(self) -> End:
+        """How the job ended, from the first source that knows."""
+        record = read(self.folder / "job_exit.json")
+        if record:
+            return End(record.get("exit_code"), record.get("signal"), record.get("ended_at"), record.get("error"))
+        if self.start_error:
+            return End(127, error=self.start_error)
+        if self.job and self.job.pid in self.statuses:  # the shim was killed; the job was then ours to reap
+            code = os.waitstatus_to_exitcode(self.statuses[self.job.pid])
+            return End(code) if code >= 0 else End(signal=signal.Signals(-code).name)
+        code_of_shim = self._shim_code()
+        if code_of_shim is None or not (self.folder / "job.json").exists():
+            return End()
+        return End(code_of_shim)
+
+    def _members(self, *, spare_shim: bool = False) -> list[tree.Process]:
+        """The run's live processes, the shim (if not spared) among them."""
+        roots = [identity.pid for identity in (self.shim, self.job) if identity and is_alive(identity)]
+        if self.subreaper:
+            roots.append(os.getpid())
+        return tree.members(roots, self.tag, spare=[self.shim.pid] if spare_shim and self.shim else [])
+
+    # -- stopping ------------------------------------------------------------------------------------------------------
+
+    def look_for_stop(self) -> None:
+        if self.stop is None:
+            reason = self._stop_reason()
+            if reason:
+                self._begin_stop(*reason)
+        else:
+            if self.job and self.job not in self.told:  # it appeared after the stop was begun
+                self._tell([tree.Process(self.job.pid, self.job.started, 0)])
+            if time.monotonic() >= self.kill_at:
+                self.kill_tree()
+                self.kill_at = time.monotonic() + KILL_AGAIN_S
+
+    def _stop_reason(self) -> tuple[str, str] | None:
+        """The final state and reason of a stop that is due now."""
+        request = read(self.folder / "stop.json")
+        if request:
+            by = f" (by {request['by']})" if request.get("by") else ""
+            return "cancelled", f"{request.get('reason') or 'stopped'}{by}"
+        if self.asked_by_signal:
+            return "preempted", f"the supervisor was asked to end ({self.asked_by_signal})"
+        if not self.folder.is_dir():
+            return "cancelled", "its run folder was deleted"
+        limit = float(self.run.get("time_limit_s") or 0)
+        if limit and self.elapsed() > limit:
+            return "timed_out", f"the time limit of {limit:g} s was reached"
+        return None
+
+    def _begin_stop(self, state: str, reason: str) -> None:
+        self.stop = Stop(state, reason, clock.now())
+        self.heartbeat_due = 0.0
+        self.kill_at = time.monotonic() + float(self.run.get("grace_s", 20.0))
+        self._tell(self._members(spare_shim=True))
+
+    def _tell(self, processes: list[tree.Process]) -> None:
+        for process in processes:
+            if tree.send(process, signal.SIGTERM) and self.job and process.pid == self.job.pid:
+                self.told.add(self.job)
+
+    def kill_tree(self) -> None:
+        """KILL everything; the shim last, so that it can still tell how the job ended."""
+        tree.kill_all(lambda: self._members(spare_shim=True))
+        deadline = time.monotonic() + SHIM_WRITES_S
+        while self.shim and is_alive(self.shim) and time.monotonic() < deadline:
+            time.sleep(tree.KILL_ROUND_S)
+        left = tree.kill_all(self._members)
+        if left:
+            print(f"{clock.now()} could not be ended: {[p.pid for p in left]}", file=sys.stderr, flush=True)
+
+    def end_leftovers(self) -> int:
+        """End what the job left behind: TERM, a short grace, KILL. Returns how many processes there were."""
+        left = self._members()
+        if not left:
+            return 0
+        for process in left:
+            tree.send(process, signal.SIGTERM)
+        deadline = time.monotonic() + min(LEFTOVER_GRACE_S, float(self.run.get("grace_s", 20.0)))
+        while self._members() and time.monotonic() < deadline:
+            time.sleep(tree.KILL_ROUND_S)
+            self.statuses |= tree.reap()
+        self.kill_tree()
+        return len(left)
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started_monotonic
+
+    def beat(self) -> None:
+        """Write the heartbeat. A full disk does not end a run: it is noted and tried again."""
+        self.heartbeat_due = time.monotonic() + HEARTBEAT_S
+        state = "stopping" if self.stop else "running" if self.job else "starting"
+        job = self.job or self.shim
+        record = {
+            "state": state,
+            "supervisor": this_process().as_json(),
+            "job": job.as_json() if job else None,
+            "updated_at": clock.now(),
+            "started_at": self.started_at,
+            "elapsed_s": round(self.elapsed(), 3),
+        }
+        self.memory_kills = (self.memory_kills[1], outcome.memory_kills())
+        if self.heartbeat_error:
+            record["note"] = f"earlier heartbeats could not be written: {self.heartbeat_error}"
+        temporary = self.folder / ".heartbeat.tmp"
+        try:  # atomic, not durable: after a power loss it says nothing anyway, and an fsync may wait for the job's data
+            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            temporary.replace(self.folder / "heartbeat.json")
+        except OSError as error:
+            if self.heartbeat_error is None:
+                print(f"{record['updated_at']} heartbeat not written: {error}", file=sys.stderr, flush=True)
+            self.heartbeat_error = str(error.strerror)
+
+    def watch(self) -> None:
+        """Until the job is over: heartbeat, limits, stop requests. Wakes when a child ends or a signal comes."""
+        while not self.over():
+            if self.job is None:
+                self._read_job()
+                self.heartbeat_due = 0.0 if self.job else self.heartbeat_due
+            if time.monotonic() >= self.heartbeat_due:
+                self.beat()
+            self.look_for_stop()
+            select.select([self.wake_read], [], [], POLL_S)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wake_read, 4096)
+
+    def finish(self) -> dict[str, Any]:
+        """The final record, written durably once nothing of the tree is left."""
+        self._read_job()
+        end = self.end()
+        memory_kill = outcome.memory_kills() > self.memory_kills[0]
+        leftovers = self.end_leftovers()
+        started = clock.parse(self.started_at).timestamp()
+        seen = Evidence(
+            kind=str(self.run.get("kind", "script")),
+            summary=outcome.summary_proves_end(self.folder, started),
+            checkpoint=outcome.has_checkpoint(self.folder),
+            memory_kill=memory_kill,
+            rebooted=self.rebooted,
+            exception=outcome.last_exception(self.folder / "train.log"),
+        )
+        ended_at = end.ended_at or clock.now()
+        record = outcome.decide(end, self.stop, seen) | {
+            "started_at": self.started_at,
+            "ended_at": ended_at,
+            "elapsed_s": round(max(0.0, clock.seconds_between(self.started_at, ended_at)), 3),
+        }
+        if leftovers:
+            record["ended_leftovers"] = leftovers
+        return record
+
+    def write_exit(self, record: dict[str, Any]) -> None:
+        """Durable; on a full disk tried for an hour (after that the next supervisor to adopt the run writes it)."""
+        deadline = time.monotonic() + WRITE_LIMIT_S
+        for attempt in range(10**6):
+            try:
+                durable.write_json(self.folder / "exit.json", record)
+                return
+            except OSError as error:
+                print(f"{clock.now()} exit.json not written: {error}", file=sys.stderr, flush=True)
+                if time.monotonic() > deadline or not self.folder.is_dir():
+                    return
+            time.sleep(WRITE_PAUSES_S[min(attempt, len(WRITE_PAUSES_S) - 1)])
+
+
+def main(arguments: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="training.runs.supervisor")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--adopt", action="store_true", help="the job was started before: watch it")
+    parser.add_argument("--lock", type=int, help="descriptor holding the lock on .supervisor")
+    parser.add_argument("--leases", default="", help="descriptors of device leases, for the job to inherit")
+    options = parser.parse_args(arguments)
+    leases = [int(number) for number in options.leases.split(",") if number]
+    for descriptor in [*leases, *([options.lock] if options.lock is not None else [])]:
+        os.set_inheritable(descriptor, False)
+    try:
+        lock = take_lock(options.folder) if options.lock is None else options.lock
+    except AlreadySupervised:
+        print(f"{options.folder.name} has a supervisor", file=sys.stderr)
+        return 3
+    if (options.folder / "exit.json").exists():
+        return 0
+    supervisor = Supervisor(options.folder, leases)
+    if options.adopt or (options.folder / "job.json").exists():
+        supervisor.adopt()
+    else:
+        supervisor.start()
+    supervisor.watch()
+    record = supervisor.finish()
+    for descriptor in leases:
+        os.close(descriptor)
+    supervisor.write_exit(record)
+    on_end = supervisor.run.get("on_end")
+    os.close(lock)
+    if supervisor.run.get("wake_service") and on_end:
+        try:
+            os.execvpe(on_end[0], on_end, os.environ)
+        except OSError as error:
+            print(f"{clock.now()} {on_end[0]}: {error.strerror}", file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

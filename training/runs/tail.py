@@ -1,0 +1,280 @@
+"""Reading a run's log in pages: from the end, from a byte, or by a filter. The cost is independent of its size."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.runs.screen import Row, render
+from workspace.errors import Refused
+from workspace.secrets import mask
+
+BLOCK_BYTES = 64 * 1024
+PAGE_BYTES = 1024 * 1024  # read for one page without a filter, at most
+SCAN_BYTES = 4 * 1024 * 1024  # read by one call with a filter, at most
+MAX_LINES = 2000
+MAX_CHARACTERS = 12_000
+MAX_LINE_CHARACTERS = 2000
+_CURSOR_BYTES = re.compile(rb"[\x1b\b]|\r(?!\n)")
+
+
+class LogPage(BaseModel):
+    """Some lines of a log, as a terminal would show them, credentials masked.
+
+    `next_cursor` always stands behind the last whole line, so that a log that grows can be followed; a last line
+    without its end is shown (`partial`) and comes again. `before=cursor` gives the lines before these.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str = ""
+    lines: list[str]
+    cursor: int = Field(description="byte these lines begin at; with a filter: where the search began")
+    next_cursor: int = Field(description="byte after them")
+    size_bytes: int
+    at_end: bool = Field(description="nothing more was in the log")
+    cut: str | None = Field(None, description="what was left out, and how to get it")
+    starts: list[int] = Field([], exclude=True, description="byte each line begins at")
+    partial: bool = Field(False, exclude=True)
+    read_bytes: int = Field(0, exclude=True, description="read from the file for this page")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Bytes start..end of the log, whole lines unless `torn` (the beginning of its first line is not included)."""
+
+    start: int
+    end: int
+    data: bytes
+    torn: bool = False
+
+
+def tail(
+    path: Path,
+    *,
+    lines: int = 50,
+    cursor: int | None = None,
+    before: int | None = None,
+    contains: str | None = None,
+    max_characters: int = MAX_CHARACTERS,
+) -> LogPage:
+    """A page of the log at `path`; a missing file is an empty log.
+
+    The last `lines` lines; with `cursor` the first lines from that byte on (0: from the beginning), with `before` the
+    last lines before that byte. `contains` keeps lines with this text (upper and lower case alike when it is all lower
+    case); a call with it scans at most 4 MiB. Raises `Refused` for numbers that make no sense.
+    """
+    if not 1 <= lines <= MAX_LINES:
+        raise Refused(f"lines = {lines} is not possible", valid=f"1 to {MAX_LINES}")
+    if contains is not None and (not contains or "\n" in contains):
+        raise Refused("contains must be some text within one line")
+    if (cursor or 0) < 0 or (before or 0) < 0:
+        raise Refused("a cursor is a byte position, 0 or more", valid="`next_cursor` or `cursor` of an earlier page")
+    if cursor is not None and before is not None:
+        raise Refused("cursor and before exclude each other", valid="cursor to go on, before to go back")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return LogPage(lines=[], cursor=0, next_cursor=0, size_bytes=0, at_end=True, cut="there is no log yet")
+    try:
+        page = _Page(descriptor, os.fstat(descriptor).st_size, lines, contains, max_characters)
+        if cursor is not None:
+            return page.forward(page.within(cursor))
+        return page.backward(page.size if before is None else page.within(before))
+    finally:
+        os.close(descriptor)
+
+
+class _Page:
+    """One call's work: what to look for, what was found."""
+
+    def __init__(self, descriptor: int, size: int, lines: int, contains: str | None, max_characters: int) -> None:
+        self.descriptor = descriptor
+        self.size = size
+        self.wanted = lines
+        self.contains = contains
+        self.max_characters = max_characters
+        self.scanned = 0
+        self.notes: list[str] = []
+
+    def within(self, offset: int) -> int:
+        if offset > self.size:
+            self.notes.append(f"the log ends at byte {self.size}, before the position asked for")
+        return min(offset, self.size)
+
+    # -- backwards: the newest lines before a byte ---------------------------------------------------------------------
+
+    def backward(self, end: int) -> LogPage:
+        if self.contains is None:
+            piece = self._lines_before(end, self.wanted, PAGE_BYTES)
+            found = self._rows(piece)[-self.wanted :]
+            reached = piece.start
+        else:
+            found, reached = [], end
+            budget = SCAN_BYTES
+            while reached > 0 and budget > 0 and len(found) < self.wanted:
+                piece = self._lines_before(reached, None, min(budget, BLOCK_BYTES * 4))
+                found = self._matching(piece) + found
+                budget -= reached - piece.start
+                reached = piece.start
+            if len(found) > self.wanted:
+                found = found[-self.wanted :]
+                reached = found[0][0]
+            self._say_scanned(reached, end, earlier=True)
+        kept = self._fit(found, newest=True)
+        if kept and (len(kept) < len(found) or self.contains is None):
+            reached = kept[0][0]
+        return self._page(kept, start=reached, end=end)
+
+    def _lines_before(self, end: int, count: int | None, limit: int) -> _Piece:
+        """Whole lines ending at `end`: the last `count`, or as many as `limit` bytes hold."""
+        blocks: list[bytes] = []
+        start, newlines = end, 0
+        while start > 0 and end - start < limit and (count is None or newlines <= count):
+            step = min(BLOCK_BYTES, start, limit - (end - start))
+            block = self._read(start - step, step)
+            blocks.insert(0, block)
+            newlines += block.count(b"\n")
+            start -= step
+        data = b"".join(blocks)
+        if start == 0:
+            return _Piece(0, end, data)
+        if self._read(start - 1, 1) == b"\n":
+            return _Piece(start, end, data)
+        first = data.find(b"\n", 0, max(0, len(data) - 1))
+        if first < 0:  # one line longer than the limit
+            return _Piece(start, end, data, torn=True)
+        return _Piece(start + first + 1, end, data[first + 1 :])
+
+    # -- forwards: the first lines from a byte -------------------------------------------------------------------------
+
+    def forward(self, start: int) -> LogPage:
+        found: list[tuple[int, str]] = []
+        reached = start
+        budget = PAGE_BYTES if self.contains is None else SCAN_BYTES
+        while reached < self.size and budget > 0 and len(found) < self.wanted:
+            piece = self._lines_from(reached, budget)
+            found += self._rows(piece) if self.contains is None else self._matching(piece)
+            budget -= piece.end - piece.start
+            reached = piece.end
+        if len(found) > self.wanted:
+            reached = found[self.wanted][0]
+            found = found[: self.wanted]
+        if self.contains is not None:
+            self._say_scanned(start, reached, earlier=False)
+        kept = self._fit(found, newest=False)
+        if len(kept) < len(found):
+            reached = found[len(kept)][0]
+        return self._page(kept, start=start, end=reached)
+
+    def _lines_from(self, start: int, limit: int) -> _Piece:
+        """Whole lines beginning at `start`, about a block of them; the unfinished last line of the log too."""
+        data = b""
+        while start + len(data) < self.size and len(data) < limit:
+            data += self._read(start + len(data), min(BLOCK_BYTES, self.size - start - len(data), limit - len(data)))
+            last = data.rfind(b"\n")
+            if last >= 0:
+                end = len(data) if start + len(data) == self.size else last + 1
+                return _Piece(start, start + end, data[:end])
+        return _Piece(start, start + len(data), data)
+
+    # -- both ----------------------------------------------------------------------------------------------------------
+
+    def _read(self, start: int, count: int) -> bytes:
+        data = os.pread(self.descriptor, count, start)
+        self.scanned += len(data)
+        return data.ljust(count, b"\0") if len(data) < count else data  # cut shorter while we read
+
+    def _line_start(self, end: int) -> int:
+        """The byte the unfinished line before `end` begins at (within a page's reach)."""
+        start = end
+        while start > 0 and end - start < PAGE_BYTES:
+            step = min(BLOCK_BYTES, start)
+            newline = self._read(start - step, step).rfind(b"\n")
+            if newline >= 0:
+                return start - step + newline + 1
+            start -= step
+        return 0 if start == 0 else end
+
+    def _rows(self, piece: _Piece) -> list[tuple[int, str]]:
+        """(byte it begins at, text) of each line shown."""
+        if not piece.data:
+            return []
+        rows: list[Row] = render(piece.data.decode("utf-8", "replace"))
+        starts = [piece.start]
+        position = piece.data.find(b"\n")
+        while position >= 0:
+            starts.append(piece.start + position + 1)
+            position = piece.data.find(b"\n", position + 1)
+        shown = [(starts[row.line], row.text) for row in rows]
+        if piece.torn:
+            shown[0] = (shown[0][0], "[... the line's beginning is not shown] " + shown[0][1])
+        return shown
+
+    def _matching(self, piece: _Piece) -> list[tuple[int, str]]:
+        return [row for row in self._rows(piece) if self._matches(row[1])] if self._may_match(piece.data) else []
+
+    def _matches(self, text: str) -> bool:
+        assert self.contains is not None
+        if self.contains == self.contains.lower():
+            return self.contains in text.lower() and self.contains in mask(text).lower()
+        return self.contains in text and self.contains in mask(text)  # a masked secret cannot be searched for
+
+    def _may_match(self, data: bytes) -> bool:
+        """False when no line of `data` can hold the text: the cheap test before lines are taken apart."""
+        if self.contains is None or not self.contains.isascii() or _CURSOR_BYTES.search(data):
+            return True
+        wanted = self.contains.encode()
+        return (wanted in data.lower()) if wanted == wanted.lower() else wanted in data
+
+    def _fit(self, found: list[tuple[int, str]], *, newest: bool) -> list[tuple[int, str]]:
+        """As many lines as the size allows, masked, long ones cut."""
+        kept: list[tuple[int, str]] = []
+        left = self.max_characters
+        for start, text in reversed(found) if newest else found:
+            line = cut(mask(text), min(MAX_LINE_CHARACTERS, self.max_characters))
+            if kept and len(line) + 1 > left:
+                break
+            left -= len(line) + 1
+            kept.append((start, line))
+        if len(kept) < len(found):
+            how = f"before={kept[-1][0]}" if newest else "cursor=next_cursor"
+            self.notes.append(
+                f"{len(found) - len(kept)} of {len(found)} lines did not fit {self.max_characters} characters;"
+                f" get them with {how}"
+            )
+        return kept[::-1] if newest else kept
+
+    def _say_scanned(self, start: int, end: int, *, earlier: bool) -> None:
+        if (start > 0) if earlier else (end < self.size):
+            how = f"before={start}" if earlier else f"cursor={end}"
+            self.notes.append(f"searched bytes {start} to {end} of {self.size}; go on searching with {how}")
+
+    def _page(self, kept: list[tuple[int, str]], *, start: int, end: int) -> LogPage:
+        partial = False
+        at_end = end == self.size
+        if at_end and self.size > 0 and self._read(self.size - 1, 1) != b"\n":
+            end = self._line_start(end)  # the unfinished line comes again once it has its end
+            partial = bool(kept) and kept[-1][0] >= end
+        return LogPage(
+            lines=[text for _, text in kept],
+            starts=[position for position, _ in kept],
+            cursor=start,
+            next_cursor=end,
+            size_bytes=self.size,
+            at_end=at_end,
+            partial=partial,
+            read_bytes=self.scanned,
+            cut="; ".join(self.notes) or None,
+        )
+
+
+def cut(line: str, limit: int) -> str:
+    """`line`, or its beginning and how many characters were cut."""
+    if len(line) <= limit:
+        return line
+    return f"{line[:limit]} [+{len(line) - limit} characters]"
