@@ -14,8 +14,8 @@ from sessions import edits
 from sessions.entry import Entry
 from sessions.index import Index, Session
 from sessions.journal import Journal
-from sessions.page import render
-from sessions.pagefile import PageFile, Rendered, digest, remembered_since
+from sessions.page import LAST_ENTRY, Page, render
+from sessions.pagefile import PageFile, Rendered, remembered_since
 from workspace.errors import NotFound, unknown
 from workspace.layout import Workspace
 
@@ -46,6 +46,7 @@ class Binder:
         self._depth = 0
         self._bound: dict[str, Bound] = {}
         self._recovered = False
+        self._told_at_start = 0
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -57,7 +58,7 @@ class Binder:
             try:
                 if not self._recovered:
                     self._recovered = True
-                    self._recover()
+                    self._told_at_start = self._recover()
                 yield
             finally:
                 self._depth -= 1
@@ -74,7 +75,8 @@ class Binder:
     def recover(self) -> int:
         """Bring index, outbox and pages in line with the journals; returns how many entries nobody had been told of."""
         with self.exclusive():
-            return self._recover()
+            told, self._told_at_start = self._told_at_start + self._recover(), 0
+            return told
 
     def _recover(self) -> int:
         told, sizes = 0, self.index.sizes()
@@ -176,7 +178,7 @@ class Binder:
             return changed
 
     def _absorb(self, bound: Bound) -> bool:
-        page, before = bound.page, len(bound.journal.entries)
+        page, name, before = bound.page, bound.page.path.name, len(bound.journal.entries)
         if (late := page.late_edit()) is not None:
             self._amend_late(bound, late)
         try:
@@ -185,17 +187,16 @@ class Binder:
             log.warning("the page of session %s cannot be read (%s)", bound.journal.session, error.strerror)
             return False
         expected = text
+        if page.path.name != name:
+            self.index.sync(bound.journal, page.path.name)
         if page.untouched():
             expected = page.current.page.text if page.current else None
         elif text is None:
             if page.published:
-                change = {"what": "missing"}
-                self._write(
-                    bound, self._amendment(bound, [change], "", "", "(the page was deleted or emptied by hand)")
-                )
+                gone = {"what": "missing", "before": "the page was deleted or emptied by hand, and written again"}
+                self._write(bound, edits.amended(bound.journal.next_id(), [gone], ""))
         elif page.previous is None or text != page.previous.page.text:
-            base = page.base_of(text) or Rendered(render(bound.journal.entries), bound.journal.head)
-            self._amend(bound, base, text)
+            self._amend(bound, text)
         if page.current is None or page.current.last != bound.journal.head or expected != page.current.page.text:
             self._publish(bound, expected)
         return len(bound.journal.entries) > before
@@ -204,40 +205,49 @@ class Binder:
         """Write the page; a text that appeared in its place meanwhile is taken in, and the page written again."""
         try:
             for _ in range(PUBLISH_ROUNDS):
-                base = bound.page.current
                 rendered = Rendered(render(bound.journal.entries), bound.journal.head)
                 found = bound.page.publish(rendered, expected)
                 if found is None:
                     return
-                self._amend(bound, base or rendered, found)
+                self._amend(bound, found, raced=True)
                 expected = rendered.page.text
         except OSError as error:
             log.warning("the page of session %s could not be written (%s)", bound.journal.session, error.strerror)
 
-    def _amend(self, bound: Bound, base: Rendered, text: str) -> None:
-        """Keep what a person changed between `base` and `text` as one entry: wholly or not at all."""
-        later = [e for e in self._since(bound, base.last) if e.data.get("page_sha")]
-        if any(e.data["page_sha"] == digest(text) for e in later):
-            return  # taken in already, by a process that was killed before it could write the page
-        if later:
-            base = Rendered(render([*self._until(bound, base.last), *later]), base.last)
-        entries, next_id = bound.journal.entries, bound.journal.next_id()
-        if (amendment := edits.amendment(entries, base.page, text, next_id, digest(text))) is not None:
+    def _amend(self, bound: Bound, text: str, raced: bool = False) -> None:
+        """Keep what a person made of the page as one entry: wholly or not at all."""
+        base, entries = self._base(bound, text, raced), bound.journal.entries
+        if (amendment := edits.amendment(entries, base, text, bound.journal.next_id())) is not None:
             self._write(bound, amendment)
 
     def _amend_late(self, bound: Bound, text: str) -> None:
         """Lines written into a page that had just been replaced: those not shown yet go under "Edited by hand"."""
-        base, lines = bound.page.base_of(text), edits.lines_of(text)
-        if base is None:
-            return
-        missing = edits.unplaced(render(bound.journal.entries), base.page, lines)
-        if missing:
-            diff = edits.unified(base.page.lines, lines)
+        base = self._base(bound, text)
+        lines = edits.lines_of(text, base)
+        if missing := edits.unplaced(render(bound.journal.entries), base, lines):
+            diff = edits.unified(base.lines, lines)
             self._write(bound, edits.amended(bound.journal.next_id(), [edits.by_hand(missing)], diff))
 
-    def _since(self, bound: Bound, last: str) -> list[Entry]:
-        hashes = [entry.hash for entry in bound.journal.entries]
-        return bound.journal.entries[hashes.index(last) + 1 :] if last in hashes else []
+    def _base(self, bound: Bound, text: str, raced: bool = False) -> Page:
+        """The page `text` was edited from: the one whose last line, naming the last entry, is in it.
 
-    def _until(self, bound: Bound, last: str) -> list[Entry]:
-        return bound.journal.entries[: len(bound.journal.entries) - len(self._since(bound, last))]
+        An editor that was open while notes were added saves an older page; what it lacks was not taken out by hand.
+        And what it holds may have been taken in before: by a process killed before it could write the page, or
+        because the editor saves the same words again.
+        """
+        newest = [bound.page.previous, bound.page.current] if raced else [bound.page.current, bound.page.previous]
+        remembered = [rendered for rendered in newest if rendered is not None]
+        named, entries = LAST_ENTRY.findall(text), bound.journal.entries
+        last = remembered[0].last if remembered else bound.journal.head
+        if named:
+            last = next((entry.hash for entry in entries if entry.hash.startswith(named[-1])), last)
+        number = next((n for n, entry in enumerate(entries, 1) if entry.hash == last), len(entries))
+        base = next((rendered.page for rendered in remembered if rendered.last == last), None)
+        base = base or render(entries[:number])
+        shown = entries[:number]
+        for entry in entries[number:]:
+            if entry.kind == "amendment":
+                page = render([*shown, entry])
+                if edits.distance(page, text) < edits.distance(base, text):
+                    base, shown = page, [*shown, entry]
+        return base

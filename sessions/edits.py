@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sessions.entry import BY_HAND, SECTIONS, Entry
-from sessions.page import TOP, Owner, Page, render
+from sessions.page import LAST_LINE, TOP, Owner, Page, render
 from sessions.text import top_headings
 from workspace import clock
 
@@ -24,33 +24,44 @@ Change = dict[str, Any]
 NO_OWNER = Owner("frame", TOP)
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of a file as an editor shows them: CRLF or LF, a last newline or none."""
+def lines_of(text: str, base: Page) -> list[str]:
+    """The lines of a file as an editor shows them (CRLF or LF, a last newline or none); the line that names the last
+    entry is the page's own, whatever page it comes from."""
     lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines and lines[-1] == "" else lines
+    lines = lines[:-1] if lines and lines[-1] == "" else lines
+    return [base.lines[-1] if LAST_LINE.fullmatch(line) else line for line in lines]
+
+
+def distance(base: Page, text: str) -> int:
+    """How many lines were written to, or taken out of, the words of `base` to make `text`, wherever they stand."""
+    lines = Counter(line for line in lines_of(text, base) if line.strip())
+    words = Counter(
+        line for line, owner in zip(base.lines, base.owners, strict=True) if owner.role == "body" and line.strip()
+    )
+    return (words - lines).total() + (lines - Counter(base.lines)).total()
 
 
 def unified(before: Sequence[str], after: Sequence[str]) -> str:
     return "\n".join(difflib.unified_diff(before, after, "rendered", "edited", lineterm="", n=2))
 
 
-def amendment(entries: Sequence[Entry], base: Page, text: str, entry_id: str, page_sha: str) -> Entry | None:
+def amendment(entries: Sequence[Entry], base: Page, text: str, entry_id: str) -> Entry | None:
     """What a person made of `base`, the page of (the first of) these entries, as one entry; None when no words differ.
 
     Lines that would not show in the page after that are kept under "Edited by hand", so none can be lost.
     """
-    lines = lines_of(text)
+    lines = lines_of(text, base)
     changes = find_changes(base, lines, entry_id)
     if not changes:
         return None
     diff = unified(base.lines, lines)
-    draft = amended(entry_id, changes, diff, page_sha)
+    draft = amended(entry_id, changes, diff)
     if missing := unplaced(render([*entries, draft]), base, lines):
-        draft = amended(entry_id, [*changes, by_hand(missing)], diff, page_sha)
+        draft = amended(entry_id, [*changes, by_hand(missing)], diff)
     return draft
 
 
-def amended(entry_id: str, changes: list[Change], diff: str, page_sha: str = "", text: str | None = None) -> Entry:
+def amended(entry_id: str, changes: list[Change], diff: str) -> Entry:
     """An amendment entry; its text is what a search should find: the person's words."""
     places = {change.get("place") for change in changes if change.get("place")}
     place = places.pop() if len(places) == 1 else None
@@ -61,8 +72,8 @@ def amended(entry_id: str, changes: list[Change], diff: str, page_sha: str = "",
         kind="amendment",
         author="user",
         section=place if place in SECTIONS else None,
-        text=words if text is None else text,
-        data={"changes": changes, "diff": diff, "page_sha": page_sha},
+        text=words,
+        data={"changes": changes, "diff": diff},
     )
 
 
@@ -142,7 +153,7 @@ class _Finder:
         blocks = list(dict.fromkeys(o.block for o in self.base.owners[i1:i2] if o.role == "body"))
         self.touched.update(dict.fromkeys(blocks))
         for at in range(i1, i2):
-            if self.owner(at).role != "body" and self.base.lines[at].strip():
+            if self.owner(at).role in ("frame", "record") and self.base.lines[at].strip():
                 self.lost.append(self.base.lines[at])
         if any(o.role == "title" for o in self.base.owners[i1:i2]):
             new = self._title(new)

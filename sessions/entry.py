@@ -15,6 +15,7 @@ GENESIS = "0" * 64  # what the first entry of a session carries as the hash of t
 
 Kind = Literal["open", "note", "journal", "amendment", "event", "close"]
 Author = Literal["assistant", "user", "lab"]
+KINDS: tuple[str, ...] = get_args(Kind)
 AUTHORS: tuple[str, ...] = get_args(Author)
 
 
@@ -85,7 +86,14 @@ class Entry:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Entry:
-        return cls(**{**value, "links": Links.from_json(value.get("links"))})
+        """Raises ValueError, TypeError or AttributeError for what no version of the lab wrote."""
+        entry = cls(**{**value, "links": Links.from_json(value.get("links"))})
+        texts = (entry.id, entry.at, entry.text, entry.previous, entry.hash)
+        if entry.kind not in KINDS or not all(isinstance(text, str) for text in texts) or len(entry.at) < 19:
+            raise ValueError("it is no entry of a notebook")
+        if not isinstance(entry.data, dict) or not all(isinstance(c, dict) for c in entry.data.get("changes", [])):
+            raise ValueError("its data cannot be understood")
+        return entry
 
     def sealed(self, previous: str) -> Entry:
         """This entry as the one after the entry whose hash is `previous`."""

@@ -30,7 +30,7 @@ TABLES = [
     );
     """
 ]
-TOLD = ("note", "event", "amendment", "close")  # the kinds of entries that others hear of (topic note.written)
+TOLD = ("note", "event", "amendment")  # with words in them, these and the closing are told of: note.written
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Index:
             fresh = self._unknown(tx, journal)
             for entry in fresh:
                 self._add(tx, entry)
-                if entry.kind in TOLD:
+                if entry.kind == "close" or (entry.kind in TOLD and entry.text):
                     self._outbox.post(tx, "note.written", {"session": journal.session, "entry": entry.id})
                     told += 1
             tx.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from sessions.entry import BY_HAND, SECTIONS, Entry
 from sessions.text import closing_lines, fit, heading, inline
 
 TOP = ""  # the place between the head of the page and its first section
+LAST_ENTRY = re.compile(r"the last is ([0-9a-f]{12})\b")
+LAST_LINE = re.compile(r"\*\d+ entries, each chained to the one before; the last is [0-9a-f]{12}\..*")
 PLACES = (TOP, *SECTIONS, BY_HAND)
 AUTHOR_WORDS = {"assistant": "assistant", "user": "researcher", "lab": "lab"}
 
@@ -91,7 +94,7 @@ def content(entries: Sequence[Entry]) -> Content:
                 retitled = _apply(result, entry, number, change) or retitled
         elif entry.kind == "close":
             result.closed = entry
-    result.title = retitled or _title(opened, entries)
+    result.title = retitled or _title(opened, result.places)
     return result
 
 
@@ -103,16 +106,17 @@ def _append(result: Content, block: Block) -> None:
 
 def _apply(result: Content, entry: Entry, number: int, change: dict[str, Any]) -> str:
     """Take one change of an amendment into `result`; returns a new title or ''."""
-    if change["what"] == "title":
-        return str(change["text"])
-    if change["what"] == "block":
-        block = result.block(change["block"])
+    what, text = change.get("what"), str(change.get("text", ""))
+    if what == "title":
+        return text
+    if what == "block":
+        block = result.block(str(change.get("block")))
         if block is not None:
-            block.lines = change["text"].split("\n") if change["text"] else []
+            block.lines = text.split("\n") if text else []
             block.amended = entry.at
-    elif change["what"] == "insert":
-        place = change["place"] if change["place"] in result.places else BY_HAND
-        new = Block(f"{entry.id}.{number}", entry, place, change["text"].split("\n"), by_hand=True)
+    elif what == "insert":
+        place = change["place"] if change.get("place") in result.places else BY_HAND
+        new = Block(f"{entry.id}.{number}", entry, place, text.split("\n"), by_hand=True)
         new.tail = bool(change.get("tail"))
         blocks = result.places[place]
         anchor = next((i for i, b in enumerate(blocks) if b.id == change.get("after")), None)
@@ -130,13 +134,14 @@ def _apply(result: Content, entry: Entry, number: int, change: dict[str, Any]) -
     return ""
 
 
-def _title(opened: Entry, entries: Sequence[Entry]) -> str:
+def _title(opened: Entry, places: dict[str, list[Block]]) -> str:
+    """As given, else the first words of the objective, else of any note."""
     if opened.data.get("title"):
         return str(opened.data["title"])
-    notes = [e for e in entries if e.kind == "note"]
-    for entry in [e for e in notes if e.section == "Objective"] + notes:
-        if words := heading(entry.text):
-            return words
+    for place in ("Objective", *SECTIONS):
+        for block in places[place]:
+            if block.entry.kind == "note" and (words := heading("\n".join(block.lines))):
+                return words
     return f"Session {opened.session}"
 
 

@@ -172,15 +172,6 @@ class PageFile:
         durable.write_text(self._state_file, json.dumps(state, ensure_ascii=False, separators=(",", ":")))
         self._state_stamp = stamp(self._state_file)
 
-    def base_of(self, text: str) -> Rendered | None:
-        """The remembered page that `text` was edited from: the one whose last line (it names the last entry) is in it,
-        the newer one when neither is."""
-        if self.previous is not None and self.current is not None:
-            lines = set(text.replace("\r\n", "\n").split("\n"))
-            if self.previous.page.lines[-1] in lines and self.current.page.lines[-1] not in lines:
-                return self.previous
-        return self.current
-
     def _follow_rename(self) -> None:
         if not self.path.exists():
             found = [path for path in self._folder.glob(f"{self.session}-*.md") if path.is_file()]

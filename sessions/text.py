@@ -60,7 +60,7 @@ def cut(text: str, longest: int) -> str:
 
 def slug(text: str, longest: int = 40) -> str:
     """A few words of `text` for a file name: ASCII, lower case, dashes; `session` when nothing is left."""
-    folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
+    folded = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode("ascii")
     result = ""
     for word in re.findall(r"[a-z0-9]+", folded):
         if len(result) + len(word) + 1 > longest:
@@ -72,7 +72,7 @@ def slug(text: str, longest: int = 40) -> str:
 def heading(text: str, longest: int = 90) -> str:
     """The first line of `text` as a title: no Markdown marks, cut at a word."""
     line = next((line for line in clean(text).split("\n") if line.strip()), "")
-    line = re.sub(r"^[\s#>*+\-\d.)]*\s", "", " " + line).strip(" *_`#")
+    line = re.sub(r"^\s*(?:(?:#+|[>*+-]|\d+[.)])\s+)*", "", line).strip(" *_`#")
     line = re.sub(r"[\[\]<>`*]", "", line).strip()
     if len(line) > longest:
         line = line[:longest].rsplit(" ", 1)[0] + " ..."
