@@ -18,7 +18,7 @@ from training.hardware import devices
 from training.hardware.status import Cpu, Device, HardwareStatus
 from workspace import clock
 from workspace.database import Database
-from workspace.errors import LabError, Refused, unknown
+from workspace.errors import LabError, Refused, Unavailable, unknown
 from workspace.layout import Workspace
 from workspace.settings import HardwareSettings, Settings
 
@@ -83,6 +83,7 @@ class Sampler:
         self._problem: LabError | None = None
         self._rolled_up_at = 0.0
         self._pruned_at = 0.0
+        self._unstored = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -124,6 +125,16 @@ class Sampler:
         """Read once, remember it and store it."""
         status = self._machine.snapshot(self._settings)
         self._latest = (time.monotonic(), status)
+        try:
+            self._store(status)
+            self._unstored = False
+        except (sqlite3.Error, Unavailable) as error:  # a full disk must not end the readings: the history has a gap
+            if not self._unstored:
+                log.warning("hardware samples cannot be stored for now: %s", error)
+            self._unstored = True
+        return status
+
+    def _store(self, status: HardwareStatus) -> None:
         moment = clock.parse(status.time).timestamp()
         rows = [(_number_of(self, "cpu", status.cpu.model), moment, *_cpu_values(status.cpu))]
         rows += [(_number_of(self, d.uuid, d.name), moment, *_device_values(d)) for d in status.devices]
@@ -135,7 +146,6 @@ class Sampler:
             if moment - self._pruned_at >= PRUNE_S:
                 prune(tx, moment)
                 self._pruned_at = moment
-        return status
 
     def history(
         self, device: str = "cpu", since: float | None = None, points: int = 60, until: float | None = None
@@ -176,8 +186,6 @@ class Sampler:
                 self._problem = None
             except LabError as error:
                 self._problem = error
-            except sqlite3.Error as error:  # a full disk must not end the readings: only their history has a gap
-                log.warning("a hardware sample could not be stored: %s", error)
             except Exception:  # whatever a driver's binding throws: the sampler must outlive it
                 log.exception("the hardware could not be read")
             self._stop.wait(max(0.05, self._settings.sample_seconds - (time.monotonic() - started)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,29 @@ from workspace.errors import Unavailable
 
 Parameters = Sequence[Any] | dict[str, Any]
 BUSY_TIMEOUT_S = 30.0
+# primary result codes that tell of the machine's state, not of a mistake in a statement
+OUTSIDE_CAUSES = {
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_IOERR: "the disk cannot be read or written",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
+    sqlite3.SQLITE_BUSY: "another process keeps it locked",
+    sqlite3.SQLITE_CORRUPT: "it is damaged",
+    sqlite3.SQLITE_NOTADB: "it is not a database",
+}
+
+
+class _Owner:
+    """Closes a thread's connection when the thread has ended: worker threads come and go for weeks.
+
+    The connection cannot do this itself: it is part of a reference cycle with its cache of statements.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
 
 
 class Database:
@@ -26,7 +50,7 @@ class Database:
         self.path = path
         self._synchronous = synchronous
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: weakref.WeakSet[_Owner] = weakref.WeakSet()
         self._guard = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         with self.transaction() as tx:
@@ -35,45 +59,61 @@ class Database:
             )
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            try:
+        owner: _Owner | None = getattr(self._local, "owner", None)
+        if owner is None:
+            with self._explained():
                 connection = sqlite3.connect(
                     self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
                 )
+                owner = _Owner(connection)
                 connection.row_factory = sqlite3.Row
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute(f"PRAGMA synchronous={self._synchronous}")
                 connection.execute("PRAGMA foreign_keys=ON")
-            except sqlite3.OperationalError as error:
-                raise Unavailable(
-                    f"the lab's database {self.path.name} cannot be opened ({error})",
-                    fix="check free space and that the workspace is writable (`lab-mcp doctor`)",
-                ) from error
-            self._local.connection = connection
+            self._local.owner = owner
             with self._guard:
-                self._all.append(connection)
-        return connection
+                self._all.add(owner)
+        return owner.connection
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what the machine is to blame for (a full disk, ...) into `Unavailable`; a wrong statement stays."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            cause = OUTSIDE_CAUSES.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
+            if cause is None:
+                raise
+            raise Unavailable(
+                f"the lab's database {self.path.name} cannot be used: {cause} ({error})",
+                fix="check free space and that the workspace is writable (`lab-mcp doctor`)",
+            ) from error
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A writing transaction: committed when the block ends, rolled back when it raises. Not to be nested."""
+        """A writing transaction: committed when the block ends, rolled back when it raises. Not to be nested.
+
+        Raises `Unavailable` when the disk is full, the file read-only, or another process holds it for 30 s.
+        """
         connection = self._connection()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have rolled back already (disk full)
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+        with self._explained():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have rolled back already (disk full)
+                    connection.execute("ROLLBACK")
+                raise
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
-        return self._connection().execute(sql, parameters).fetchall()
+        with self._explained():
+            return self._connection().execute(sql, parameters).fetchall()
 
     def one(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._connection().execute(sql, parameters).fetchone()
-        return row
+        with self._explained():
+            row: sqlite3.Row | None = self._connection().execute(sql, parameters).fetchone()
+            return row
 
     def migrate(self, component: str, steps: Sequence[str]) -> None:
         """Bring a component's tables to version `len(steps)`; step i is a script taking version i to i+1.
@@ -97,8 +137,8 @@ class Database:
     def close(self) -> None:
         """Close every thread's connection."""
         with self._guard:
-            for connection in self._all:
-                connection.close()
+            for owner in self._all:
+                owner.connection.close()
             self._all.clear()
         self._local = threading.local()
 

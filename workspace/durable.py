@@ -7,6 +7,8 @@ A JSON-lines file is appended to line by line; a reader ignores a torn last line
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import tempfile
@@ -67,37 +69,44 @@ def sync_folder(folder: Path) -> None:
 def repair_tail(path: Path) -> int:
     """Cut a torn last line (one without its newline) off a JSON-lines file; returns the bytes cut."""
     with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        position = size
-        while position > 0:
-            step = min(65536, position)
-            file.seek(position - step)
-            block = file.read(step)
-            newline = block.rfind(b"\n")
-            if newline >= 0:
-                position = position - step + newline + 1
-                break
-            position -= step
-        if position < size:
-            file.truncate(position)
-            file.flush()
-            os.fsync(file.fileno())
-        return size - position
+        fcntl.flock(file, fcntl.LOCK_EX)  # a line that somebody is just appending looks torn, too
+        return _cut_torn_line(file.fileno())
     return 0
+
+
+def _cut_torn_line(descriptor: int) -> int:
+    size = os.fstat(descriptor).st_size
+    position = size
+    while position > 0:
+        step = min(65536, position)
+        newline = os.pread(descriptor, step, position - step).rfind(b"\n")
+        if newline >= 0:
+            position = position - step + newline + 1
+            break
+        position -= step
+    if position < size:
+        os.ftruncate(descriptor, position)
+        os.fsync(descriptor)
+    return size - position
 
 
 def append_jsonl(path: Path, record: Any, *, sync: bool = False) -> None:
     """Append one record as one line with one write call; with `sync`, fsync before returning.
 
-    A torn line left by a killed writer is repaired first, so two records can never run together.
+    A torn line left by a killed writer is repaired first, so two records can never run together. Threads and processes
+    may append to the same file. Raises OSError (e.g. ENOSPC); no part of the record is then in the file.
     """
     line = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            repair_tail(path)
-        os.write(descriptor, line)
+            size -= _cut_torn_line(descriptor)
+        written = os.write(descriptor, line)
+        if written != len(line):  # the disk filled up in the middle of the line
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if sync:
             os.fsync(descriptor)
     finally:

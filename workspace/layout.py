@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,7 +134,10 @@ class Workspace:
         text = str(path)
         if "\0" in text:
             raise Refused(f"{what} contains a NUL byte")
-        resolved = (self.root / text).resolve()
+        try:
+            resolved = (self.root / text).resolve()
+        except (RuntimeError, OSError, UnicodeEncodeError) as error:  # a circle of links; a name no file can have
+            raise Refused(f"{what} {text[:200]!a} cannot be followed", valid="a path inside the workspace") from error
         if resolved != self.root and self.root not in resolved.parents:
             raise Refused(
                 f"{what} {text[:200]!r} lies outside the workspace",
@@ -160,12 +165,18 @@ def discover(
     environment = os.environ if environment is None else environment
     named = explicit or environment.get("LAB_WORKSPACE")
     if named:
-        root = Path(named).expanduser().resolve()
+        try:
+            root = Path(named).expanduser().resolve()
+        except RuntimeError as error:  # no such user's home, or a circle of links
+            raise NotFound(f"the folder {str(named)!r} cannot be followed ({error})", valid="a path") from error
         if (root / SETTINGS_NAME).is_file():
             return Workspace(root)
         raise no_workspace(root)
     starts = [Path(environment["CLAUDE_PROJECT_DIR"])] if environment.get("CLAUDE_PROJECT_DIR") else []
-    starts.append(cwd or Path.cwd())
+    with contextlib.suppress(FileNotFoundError):  # the current folder may have been deleted
+        starts.append(cwd or Path.cwd())
+    if not starts:
+        raise NotFound("the current folder does not exist any more", fix="change to a lab workspace's folder")
     for start in starts:
         resolved = start.resolve()
         for folder in (resolved, *resolved.parents):
@@ -177,7 +188,7 @@ def discover(
 def no_workspace(folder: Path) -> NotFound:
     return NotFound(
         f"{folder.name or folder} is not a lab workspace: it has no {SETTINGS_NAME}",
-        fix=f"run `lab-mcp init {folder}` in a terminal, then try again",
+        fix=f"run `lab-mcp init {shlex.quote(str(folder))}` in a terminal, then try again",
     )
 
 

@@ -82,7 +82,7 @@ class Outbox:
                 message = Message(row["id"], topic, json.loads(row["payload"]), row["created_at"])
                 try:
                     handler(message)
-                except Exception as error:  # any failure of a handler is recorded with the message and tried again
+                except Exception as error:  # noqa: BLE001  recorded with the message and tried again
                     self._failed(message, error)
                     break
                 with self.database.transaction() as tx:

@@ -113,6 +113,8 @@ def load(file: Path) -> Settings:
     if file.exists():
         try:
             content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise Refused(f"{file.name} cannot be read ({error.strerror})", fix=f"check {file.name}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise Refused(f"{file.name} is not valid TOML: {error}", fix=f"mend {file.name}") from error
     variables: dict[str, str] = {}  # setting -> the short variable that gave it
