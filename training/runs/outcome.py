@@ -6,7 +6,9 @@ Standard library only.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ TRAINER_REASONS = {
     DATA: "the corpus is unknown, empty or has changed",
     CONFIGURATION: "the configuration or the recipe's code is wrong",
 }
+CLASSES = ("oom", "nan", "signal", "exit", "import", "data", "stalled")
 UNCAUGHT_EXCEPTION = 1  # Python's exit code
 EXCEPTION_CLASSES = {
     "MemoryError": "oom",
@@ -33,6 +36,7 @@ EXCEPTION_CLASSES = {
     "FileNotFoundError": "data",
 }
 LOG_END_BYTES = 4096
+CLOCK_SLACK_S = 2.0  # file systems may round times
 LINES_AFTER_EXCEPTION = 10  # what exit handlers (wandb, torch's process groups) may still print
 FRAME = re.compile(r'^\s+File "[^"]*", line \d+')
 EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
@@ -66,7 +70,7 @@ class Evidence:
     """What else is known at the end of a run."""
 
     kind: str  # recipe or script
-    summary: bool = False  # the trainer's summary.json lies there, written by this run
+    summary: Mapping[str, Any] | None = None  # of our trainer, written by this run
     checkpoint: bool = False
     memory_kill: bool = False  # the kernel's counter of out-of-memory kills rose as the job died
     rebooted: bool = False
@@ -84,7 +88,7 @@ def _verdict(end: End, stop: Stop | None, seen: Evidence) -> tuple[str, str | No
     if stop is not None and (end.ended_at or stop.at) < stop.at:
         stop = None  # it had ended by itself
     if stop is not None:
-        if trainer and end.exit_code == 0 and seen.summary:
+        if trainer and end.exit_code == 0 and _said(seen) == "succeeded":
             return "succeeded", None, f"it was complete before it could be ended: {stop.reason}"
         if stop.state == "preempted" and not (trainer and (end.exit_code == PREEMPTED or seen.checkpoint)):
             return "cancelled", None, stop.reason
@@ -108,11 +112,11 @@ def _failed(code: int, trainer: bool, seen: Evidence) -> tuple[str, str | None, 
         return "preempted", None, "ended by a signal after writing a checkpoint"
     name, message = seen.exception or ("", "")
     last = f"{name}: {message}" if message else name
-    if trainer and code in TRAINER_CLASSES:
-        return "failed", TRAINER_CLASSES[code], last or TRAINER_REASONS[code]
-    if trainer and code == CONFIGURATION:
-        failure = "import" if exception_class(name, message) == "import" else "exit"
-        return "failed", failure, last or TRAINER_REASONS[code]
+    if trainer and _said(seen) == "failed":
+        return _as_said(seen, code)
+    if trainer and code in TRAINER_REASONS:
+        guessed = exception_class(name, message) if code == CONFIGURATION else None
+        return "failed", TRAINER_CLASSES.get(code) or guessed or "exit", last or TRAINER_REASONS[code]
     if code == UNCAUGHT_EXCEPTION and name:
         return "failed", exception_class(name, message) or "exit", last
     if code == 128 + 9 and seen.memory_kill:
@@ -122,15 +126,30 @@ def _failed(code: int, trainer: bool, seen: Evidence) -> tuple[str, str | None, 
 
 
 def _unknown(seen: Evidence) -> tuple[str, str | None, str | None]:
-    """Nobody saw the job end. A trainer's summary proves success, its checkpoint that it can be resumed."""
+    """Nobody saw the job end. A trainer's summary proves how it did, its checkpoint that it can be resumed."""
     cause = "the machine was restarted" if seen.rebooted else "job and supervisor were killed together"
-    if seen.kind == "recipe" and seen.summary:
-        return "succeeded", None, f"{cause}, after the trainer had written its summary"
+    if seen.kind == "recipe":
+        if _said(seen) == "succeeded":
+            return "succeeded", None, f"{cause}, after the trainer had written its summary"
+        if _said(seen) == "failed":
+            return _as_said(seen, None)
     if seen.kind == "recipe" and seen.checkpoint:
         return "preempted", None, f"{cause}; its last checkpoint is there"
     if not seen.rebooted:
         cause = "its supervisor was killed and the job's end was not seen"
     return "lost", None, f"{cause}; how the job ended is not known"
+
+
+def _said(seen: Evidence) -> str | None:
+    """The state the trainer's summary tells."""
+    return None if seen.summary is None else str(seen.summary.get("state"))
+
+
+def _as_said(seen: Evidence, code: int | None) -> tuple[str, str | None, str | None]:
+    """The failure the trainer itself recorded."""
+    said = seen.summary or {}
+    failure = said.get("class") if said.get("class") in CLASSES else TRAINER_CLASSES.get(code or 0, "exit")
+    return "failed", failure, str(said.get("error") or TRAINER_REASONS.get(code or 0, f"exit code {code}"))[:1000]
 
 
 def exception_class(name: str, message: str) -> str | None:
@@ -159,18 +178,16 @@ def last_exception(log: Path) -> tuple[str, str] | None:
     return None
 
 
-def summary_proves_end(folder: Path, started: float) -> bool:
-    """Whether the trainer of this run finished: its summary.json is whole, written after `started` (epoch seconds)."""
-    import json
-
+def trainer_summary(folder: Path, started: float) -> dict[str, Any] | None:
+    """The trainer's summary.json, if it is whole and was written after `started` (epoch seconds)."""
     file = folder / "summary.json"
     try:
-        if file.stat().st_mtime < started - 2:
-            return False
+        if file.stat().st_mtime < started - CLOCK_SLACK_S:
+            return None
         summary = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(summary, dict) and summary.get("state", "succeeded") == "succeeded"
+        return None
+    return summary if isinstance(summary, dict) else None
 
 
 def has_checkpoint(folder: Path) -> bool:

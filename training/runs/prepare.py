@@ -64,6 +64,7 @@ class Prepared:
             "key": key,
             "command": [*(_fill(part, place) for part in self.run["command"]), *self.arguments],
             "cwd": _fill(self.run["cwd"], place),
+            **({"recipe_dir": _fill(self.run["recipe_dir"], place)} if "recipe_dir" in self.run else {}),
             "environment": {**self.run["environment"], **environment},
             "need": self.need.as_json(),
             "devices": [],
@@ -121,6 +122,8 @@ def _recipe(request: RunRequest, workspace: Workspace, need: Need, common: dict[
         "cwd": str(workspace.root),
         "environment": {"PYTHONUNBUFFERED": "1"},
         "budget": budget,
+        "workspace": str(workspace.root),
+        "recipe_dir": "{run_dir}/recipe",
         "source": None,
     }
     return Prepared(run, need, config=config.model_dump(mode="json"), recipe=_recipe_files(folder))

@@ -320,7 +320,7 @@ class Supervisor:
         started = clock.parse(self.started_at).timestamp()
         seen = Evidence(
             kind=str(self.run.get("kind", "script")),
-            summary=outcome.summary_proves_end(self.folder, started),
+            summary=outcome.trainer_summary(self.folder, started),
             checkpoint=outcome.has_checkpoint(self.folder),
             memory_kill=memory_kill,
             rebooted=self.rebooted,

@@ -17,6 +17,8 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from workspace.process import start_time
+
 TAG_VARIABLE = "LAB_RUN_TREE"
 PR_SET_CHILD_SUBREAPER = 36
 KILL_ROUND_S = 0.02
@@ -94,8 +96,6 @@ def members(roots: Collection[int], tag: str, *, spare: Collection[int] = ()) ->
 
 def send(process: Process, number: signal.Signals) -> bool:
     """Signal exactly this process; False when it is gone or not ours to signal."""
-    from workspace.process import start_time
-
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "pidfd_open"):  # holds the pid while its start time is compared: no reuse in between
             descriptor = os.pidfd_open(process.pid)

@@ -1,0 +1,291 @@
+"""Whatever is killed, at whatever moment: the next tick finds out what is true and goes on."""
+
+from __future__ import annotations
+
+import random
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_support import Bench, end_everything, kill
+
+from training.runs import tree
+from training.runs.leases import Leases
+from training.runs.records import ENDED
+from workspace import durable
+from workspace.process import start_time, this_process
+
+# runs until the file `gate` appears beside its folder, then exits with the code written there
+GATED = """
+    import os, pathlib, sys, time
+    gate = pathlib.Path(os.environ["LAB_RUN_DIR"]) / "gate"
+    print("ready", flush=True)
+    while not gate.exists():
+        time.sleep(0.02)
+    sys.exit(int(gate.read_text()))
+"""
+
+
+def start_gated(bench: Bench) -> tuple[str, dict[str, int]]:
+    run_id = bench.start(textwrap.dedent(GATED))
+    bench.printed(run_id, "ready")
+    bench.until(lambda: bench.runs.get(run_id).state == "running")
+    return run_id, bench.pids(run_id)
+
+
+def open_gate(bench: Bench, run_id: str, code: int) -> None:
+    (bench.folder(run_id) / "gate.tmp").write_text(str(code))
+    (bench.folder(run_id) / "gate.tmp").rename(bench.folder(run_id) / "gate")
+
+
+def gone(bench: Bench, pids: dict[str, int]) -> None:
+    bench.until(lambda: not any(start_time(pid) for pid in pids.values()))
+
+
+def test_supervisor_killed_job_watched_again(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    kill(pids["supervisor"])
+    bench.until(lambda: bench.pids(run_id)["supervisor"] != pids["supervisor"])
+    again = bench.pids(run_id)
+    assert (again["shim"], again["job"]) == (pids["shim"], pids["job"])
+    assert bench.runs.get(run_id).state == "running"
+    open_gate(bench, run_id, 5)
+    record = bench.end(run_id)
+    assert (record.state, record.failure_class, record.exit_code) == ("failed", "exit", 5)
+    assert bench.events() == {("run.started", run_id): 1, ("run.ended", run_id): 1}
+
+
+def test_job_that_ended_unwatched_has_its_true_status(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    kill(pids["supervisor"])
+    open_gate(bench, run_id, 0)
+    bench.until(lambda: not start_time(pids["shim"]), tick=False)
+    assert bench.end(run_id).state == "succeeded"
+
+
+def test_supervisor_and_shim_killed_job_watched_then_lost(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    kill(pids["supervisor"])
+    kill(pids["shim"])
+    bench.until(lambda: bench.pids(run_id)["supervisor"] != pids["supervisor"])
+    assert bench.runs.get(run_id).state == "running"
+    open_gate(bench, run_id, 0)
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code, record.signal) == ("lost", None, None)
+    assert record.reason and "not known" in record.reason
+
+
+def test_everything_killed_is_lost(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    for name in ("supervisor", "shim", "job"):
+        kill(pids[name])
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("lost", None)
+    assert not bench.runs.leases.holders()
+
+
+@pytest.mark.parametrize("killed", ["supervisor", "supervisor shim"])
+def test_adopted_run_can_be_stopped_with_its_whole_tree(bench: Bench, killed: str) -> None:
+    text = """
+        import subprocess, sys, time
+        far = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print("far", far.pid, "end", flush=True); time.sleep(600)
+    """
+    run_id = bench.start(textwrap.dedent(text))
+    bench.printed(run_id, "end")
+    pids = bench.pids(run_id)
+    pids["far"] = int(bench.text(run_id).split()[1])
+    for name in killed.split():
+        kill(pids[name])
+    bench.runs.stop(run_id, "enough")
+    assert bench.end(run_id).state == "cancelled"
+    gone(bench, pids)
+
+
+def test_orphan_of_a_killed_tree_is_found_by_its_tag(bench: Bench) -> None:
+    text = """
+        import subprocess, sys, time
+        far = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        print("far", far.pid, "end", flush=True); time.sleep(600)
+    """
+    run_id = bench.start(textwrap.dedent(text))
+    bench.printed(run_id, "end")
+    pids = bench.pids(run_id)
+    far = int(bench.text(run_id).split()[1])
+    for name in ("supervisor", "shim", "job"):
+        kill(pids[name])
+    assert start_time(far)
+    assert bench.end(run_id).state == "lost"
+    assert not start_time(far)
+
+
+def test_lease_lives_exactly_as_long_as_the_job(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    leases = Leases()
+    kill(pids["supervisor"])
+    kill(pids["shim"])
+    assert leases.holders()["cpu-0"].run == run_id
+    assert leases.acquire("cpu-0", run="other", workspace=Path("/")) is None
+    kill(pids["job"])
+    bench.until(lambda: not leases.holders(), tick=False)
+
+
+def test_service_killed_after_claiming_before_launching(bench: Bench) -> None:
+    run_id = start_one_behind(bench)
+    with bench.database.transaction() as tx:
+        assert bench.runs.store.claim(tx, run_id, ["cpu"])
+    bench.runs.stop("run-0001")
+    record = bench.end(run_id)
+    assert record.state == "succeeded"
+    assert bench.text(run_id) == "once\n"
+
+
+def start_one_behind(bench: Bench) -> str:
+    """A run that waits for another one."""
+    bench.start("import time; time.sleep(600)")
+    run_id = bench.start("print('once')")
+    assert bench.runs.get(run_id).state == "queued"
+    return run_id
+
+
+def test_supervisor_that_cannot_start_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "training.runs.launcher.python_command", lambda *_: [sys.executable, "-c", "raise SystemExit('broken')"]
+    )
+    run_id = bench.start("print('never')")
+    record = bench.end(run_id)
+    assert (record.state, record.failure_class) == ("failed", "exit")
+    assert record.reason and "supervisor.log" in record.reason
+    assert not (bench.folder(run_id) / "job.json").exists()
+    assert "broken" in (bench.folder(run_id) / "supervisor.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "summary", "checkpoint", "state", "failure"),
+    [
+        ("script", None, False, "lost", None),
+        ("script", {"state": "succeeded"}, True, "lost", None),  # a script's files prove nothing
+        ("recipe", None, False, "lost", None),
+        ("recipe", None, True, "preempted", None),
+        ("recipe", {"state": "succeeded", "val_bpb": 1.0}, True, "succeeded", None),
+        ("recipe", {"state": "failed", "class": "nan", "error": "loss is nan"}, True, "failed", "nan"),
+    ],
+)
+def test_after_a_reboot(
+    bench: Bench, kind: str, summary: dict[str, Any] | None, checkpoint: bool, state: str, failure: str | None
+) -> None:
+    """The pids on disk belong to another boot: nothing is alive, whoever has these pids now."""
+    run_id = start_one_behind(bench)
+    folder = bench.folder(run_id)
+    other_boot = this_process().as_json() | {"boot": "an earlier one"}
+    durable.write_json(folder / "run.json", durable.read_json(folder / "run.json") | {"kind": kind})
+    durable.write_json(
+        folder / "job.json", {"shim": other_boot, "job": other_boot, "started_at": "2026-01-01T00:00:00.000Z"}
+    )
+    durable.write_json(folder / "heartbeat.json", {"state": "running", "supervisor": other_boot, "job": other_boot})
+    with bench.database.transaction() as tx:
+        bench.runs.store.claim(tx, run_id, ["cpu"])
+    if summary:
+        durable.write_json(folder / "summary.json", summary)
+    if checkpoint:
+        (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
+    record = bench.end(run_id)
+    assert (record.state, record.failure_class, record.exit_code) == (state, failure, None)
+    if state in ("lost", "preempted"):
+        assert record.reason and "restarted" in record.reason
+
+
+def test_lost_database_is_rebuilt_from_the_folders(bench: Bench) -> None:
+    done = bench.start("print('done')", key="first")
+    assert bench.end(done).state == "succeeded"
+    run_id, pids = start_gated(bench)
+    bench.start("print('queued')", key="third")
+    bench.database.close()
+    for file in bench.workspace.state_dir.glob("lab.db*"):
+        file.unlink()
+    runs = bench.another()
+    assert [(r.id, r.state) for r in runs.list()] == [
+        ("run-0003", "queued"),
+        ("run-0002", "starting"),
+        ("run-0001", "succeeded"),
+    ]
+    bench.runs, bench.database = runs, runs.database
+    bench.runs.tick()
+    assert bench.runs.get(run_id).state == "running"
+    assert bench.pids(run_id) == pids
+    open_gate(bench, run_id, 0)
+    assert bench.end(run_id).state == "succeeded"
+    assert bench.end("run-0003").state == "succeeded"
+    assert bench.start("print(4)") == "run-0004"
+
+
+def test_deleted_folder_ends_the_run(bench: Bench) -> None:
+    import shutil
+
+    run_id, pids = start_gated(bench)
+    shutil.rmtree(bench.folder(run_id))
+    record = bench.end(run_id)
+    assert (record.state, record.reason) == ("lost", "its run folder was deleted")
+    gone(bench, pids)
+
+
+@pytest.mark.slow
+def test_random_kills(make_bench: Any) -> None:
+    """Supervisor, shim, job, some of them, at random moments, the service's memory lost as well.
+
+    No run may be lost from the list, run twice, be told twice, or have a status the facts contradict.
+    """
+    seed = int(time.time())
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    bench: Bench = make_bench(max_concurrent=3)
+    for number in range(20):
+        victims = chance.choice(
+            ["supervisor", "shim", "job", "supervisor shim", "supervisor job", "supervisor shim job", "service", ""]
+        ).split()
+        moment = chance.choice([0.0, 0.05, 0.1, 0.2, 0.5])
+        length, code = chance.choice([0.05, 0.3, 0.8]), chance.choice([0, 0, 3])
+        text = f"""
+            import os, pathlib, sys, time
+            with open(os.environ["LAB_RUN_DIR"] + "/ran", "a") as file: file.write("x")
+            time.sleep({length})
+            pathlib.Path(os.environ["LAB_RUN_DIR"], "finished").touch()
+            sys.exit({code})
+        """
+        run_id = bench.start(textwrap.dedent(text), key=f"round {number}")
+        folder = bench.folder(run_id)
+        time.sleep(moment)
+        what = f"seed {seed} round {number}: {victims} after {moment} s, {length} s, exit {code}"
+        killed = []
+        for victim in victims:
+            job = durable.read_json(folder / "job.json") or {}
+            heartbeat = durable.read_json(folder / "heartbeat.json") or {}
+            identity = heartbeat.get("supervisor") if victim == "supervisor" else job.get(victim)
+            if identity and start_time(identity["pid"]) == identity["started"]:
+                kill(identity["pid"])
+                killed.append(victim)
+        if chance.random() < 0.5:
+            bench.runs = bench.another(leases=bench.runs.leases)
+        record = bench.end(run_id)
+        ran = (folder / "ran").read_text() if (folder / "ran").exists() else ""
+        finished = (folder / "finished").exists()
+        assert record.state in ENDED and len(ran) <= 1, what
+        if not killed:
+            assert (record.state, record.exit_code) == ("succeeded" if code == 0 else "failed", code), what
+        if record.state == "succeeded":
+            assert finished and code == 0 and record.exit_code == 0, what
+        if record.exit_code is not None:
+            assert finished and record.exit_code == code, what
+        if killed == ["supervisor"] or killed == ["shim"]:
+            assert (record.exit_code, finished) == (code, True), what
+        if record.state == "lost":
+            assert {"supervisor", "shim"} <= set(killed) or {"supervisor", "job"} <= set(killed), what
+        assert all(count == 1 for count in bench.events().values()), what
+        tag = durable.read_json(folder / "run.json")["environment"][tree.TAG_VARIABLE]
+        assert tree.members((), tag) == [], what
+    assert len(bench.runs.list(limit=100)) == 20
+    bench.until(lambda: not bench.runs.leases.holders())
+    end_everything(bench.workspace)

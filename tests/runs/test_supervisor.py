@@ -1,0 +1,250 @@
+"""A supervised run ends with its true status, and nothing of it stays."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from runs_support import Bench, kill
+
+from training.runs import tree
+from workspace import durable
+from workspace.process import start_time
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "failure", "code", "signal"),
+    [
+        ("print('fine')", "succeeded", None, 0, None),
+        ("raise SystemExit(3)", "failed", "exit", 3, None),
+        ("raise SystemExit(75)", "failed", "exit", 75, None),  # the trainer's codes mean nothing in a script
+        ("import os; os.kill(os.getpid(), 9)", "failed", "signal", None, "SIGKILL"),
+        ("import os; os.kill(os.getpid(), 11)", "failed", "signal", None, "SIGSEGV"),
+        ("import a_module_nobody_has", "failed", "import", 1, None),
+        ("open('/nowhere/data.bin')", "failed", "data", 1, None),
+        ("raise MemoryError", "failed", "oom", 1, None),
+        ("raise ValueError('odd')", "failed", "exit", 1, None),
+        ("print('MemoryError\\nKilled\\nnan'); raise SystemExit(1)", "failed", "exit", 1, None),
+    ],
+)
+def test_end_is_told_as_it_was(
+    bench: Bench, text: str, state: str, failure: str | None, code: int | None, signal: str | None
+) -> None:
+    run_id = bench.start(text)
+    record = bench.end(run_id)
+    assert (record.state, record.failure_class, record.exit_code, record.signal) == (state, failure, code, signal)
+    assert record.started_at is not None and record.ended_at is not None and record.started_at <= record.ended_at
+    assert bench.events() == {("run.started", run_id): 1, ("run.ended", run_id): 1}
+    final = durable.read_json(bench.folder(run_id) / "exit.json")
+    assert final["state"] == state
+    assert (record.reason is None) == (state == "succeeded")
+
+
+def test_reason_is_the_exception(bench: Bench) -> None:
+    record = bench.end(bench.start("raise ValueError('seven is odd')"))
+    assert record.reason == "ValueError: seven is odd"
+
+
+def test_job_sees_what_its_user_would_give_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_SERVICE_TOKEN", "hidden")
+    monkeypatch.setenv("SOME_API_KEY", "hidden")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    text = """
+        import json, os, sys
+        seen = dict(cwd=os.getcwd(), stdin=sys.stdin.read(), argv=sys.argv[1:], safe_path=sys.flags.safe_path,
+                    leaked=[k for k, v in os.environ.items() if v == "hidden" or k == "PYTHONPATH"],
+                    run_dir=os.environ["LAB_RUN_DIR"], terminal=os.isatty(1), group=os.getpgid(0))
+        print(json.dumps(seen))
+    """
+    run_id = bench.start(textwrap.dedent(text), "two words", "ü", "{run_dir}")
+    assert bench.end(run_id).state == "succeeded", bench.text(run_id)
+    seen = json.loads(bench.text(run_id))
+    assert seen.pop("group") not in (os.getpgid(0), os.getpid())
+    assert seen == {
+        "cwd": str(bench.workspace.root),
+        "stdin": "",
+        "argv": ["two words", "ü", "{run_dir}"],
+        "safe_path": False,
+        "leaked": [],
+        "run_dir": str(bench.folder(run_id)),
+        "terminal": False,
+    }
+
+
+STUBBORN = """
+    import os, signal, subprocess, sys, time
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    wait = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", wait])
+    far = subprocess.Popen([sys.executable, "-c", wait], start_new_session=True, env={})
+    print("pids", os.getpid(), child.pid, far.pid, "end", flush=True)
+    time.sleep(600)
+"""
+
+
+def printed_pids(bench: Bench, run_id: str) -> list[int]:
+    bench.printed(run_id, "end")
+    line = next(line for line in bench.text(run_id).splitlines() if line.startswith("pids"))
+    return [int(word) for word in line.split()[1:-1]]
+
+
+def test_stop_ends_the_whole_tree(bench: Bench) -> None:
+    run_id = bench.start(textwrap.dedent(STUBBORN))
+    pids = printed_pids(bench, run_id) + list(bench.pids(run_id).values())
+    assert bench.runs.stop(run_id, "seen enough", by="test").state == "stopping"
+    record = bench.end(run_id)
+    assert (record.state, record.signal, record.reason) == ("cancelled", "SIGKILL", "seen enough (by test)")
+    bench.until(lambda: not [pid for pid in pids if start_time(pid)])
+    assert not bench.runs.leases.holders()
+
+
+def test_stop_leaves_time_to_tidy_up(make_bench: object) -> None:
+    bench: Bench = make_bench(grace_seconds=60)  # type: ignore[operator]
+    text = """
+        import signal, sys, time
+        def tidy(*_):
+            time.sleep(0.3); print("tidied", flush=True); sys.exit(4)
+        signal.signal(signal.SIGTERM, tidy)
+        print("ready", flush=True); time.sleep(600)
+    """
+    run_id = bench.start(textwrap.dedent(text))
+    bench.printed(run_id, "ready")
+    bench.runs.stop(run_id)
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("cancelled", 4)
+    assert "tidied" in bench.text(run_id)
+
+
+def test_time_limit(bench: Bench) -> None:
+    record = bench.end(bench.start(textwrap.dedent(STUBBORN), time_limit_hours=0.8 / 3600))
+    assert (record.state, record.failure_class, record.signal) == ("timed_out", None, "SIGKILL")
+    assert record.elapsed_s is not None and record.elapsed_s >= 0.8
+
+
+def test_what_the_job_leaves_behind_is_ended(bench: Bench) -> None:
+    text = """
+        import subprocess, sys
+        forget = "import os, subprocess, sys; p = subprocess.Popen(['sleep', '600'], env={}, start_new_session=True);"
+        forget += "print('pids', p.pid, 'end', flush=True)"
+        subprocess.run([sys.executable, "-c", forget], start_new_session=True)
+    """
+    run_id = bench.start(textwrap.dedent(text))
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("succeeded", 0)
+    assert [pid for pid in printed_pids(bench, run_id) if start_time(pid)] == []
+    assert durable.read_json(bench.folder(run_id) / "exit.json")["ended_leftovers"] == 1
+
+
+def test_killed_shim_hides_nothing(bench: Bench) -> None:
+    """The job is then the supervisor's own child."""
+    gate = bench.workspace.root / "gate"
+    text = f"import pathlib, sys, time\nwhile not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.02)\nsys.exit(7)"
+    run_id = bench.start(text)
+    kill(bench.pids(run_id)["shim"])
+    gate.touch()
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("failed", 7)
+
+
+def test_a_signal_to_the_supervisor_is_a_stop(bench: Bench) -> None:
+    run_id = bench.start("import time; print('ready', flush=True); time.sleep(600)")
+    bench.printed(run_id, "ready")
+    os.kill(bench.pids(run_id)["supervisor"], 15)
+    record = bench.end(run_id)
+    assert (record.state, record.signal) == ("cancelled", "SIGTERM")
+    assert record.reason == "the supervisor was asked to end (SIGTERM)"
+
+
+def supervise(folder: Path, patch: str) -> subprocess.CompletedProcess[str]:
+    """The real supervisor in a process of its own, something in it patched beforehand."""
+    code = (
+        f"{textwrap.dedent(patch)}\nfrom training.runs.supervisor import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-P", "-c", code, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def run_folder(bench: Bench, text: str, **fields: object) -> Path:
+    folder = bench.folder("run-9001")
+    folder.mkdir()
+    script = bench.workspace.root / bench.write(text)
+    run = {"id": "run-9001", "kind": "script", "command": [sys.executable, str(script)], "cwd": str(folder)}
+    run |= {"environment": {tree.TAG_VARIABLE: f"test:{folder}"}, "time_limit_s": 0, "grace_s": 1, **fields}
+    durable.write_json(folder / "run.json", run)
+    return folder
+
+
+def test_full_disk_neither_ends_the_run_nor_loses_its_end(bench: Bench) -> None:
+    folder = run_folder(bench, "import time; time.sleep(2); print('through')")
+    patch = f"""
+        import pathlib
+        from training.runs import supervisor
+        from workspace import durable
+        supervisor.HEARTBEAT_S = 0.1
+        refuse = {{"heartbeat": 3, "exit": 2}}
+        def full(name, function):
+            def call(*a, **k):
+                if name in str(a[0]) and refuse[name] > 0:
+                    refuse[name] -= 1
+                    raise OSError({errno.ENOSPC}, "No space left on device")
+                return function(*a, **k)
+            return call
+        pathlib.Path.write_text = full("heartbeat", pathlib.Path.write_text)
+        durable.write_json = full("exit", durable.write_json)
+    """
+    answer = supervise(folder, patch)
+    assert answer.returncode == 0
+    assert answer.stderr.count("No space left") >= 3
+    assert durable.read_json(folder / "exit.json")["state"] == "succeeded"
+    assert "could not be written" in durable.read_json(folder / "heartbeat.json")["note"]
+    assert (folder / "train.log").read_text() == "through\n"
+
+
+def test_a_job_that_cannot_start_fails_with_the_reason(bench: Bench) -> None:
+    folder = run_folder(bench, "", command=["/nowhere/python", "x"])
+    assert supervise(folder, "").returncode == 0
+    final = durable.read_json(folder / "exit.json")
+    assert (final["state"], final["class"], final["exit_code"]) == ("failed", "exit", 127)
+    assert final["reason"] == "python could not be started: No such file or directory"
+
+
+def test_one_folder_never_runs_twice(bench: Bench) -> None:
+    folder = run_folder(bench, "print('once')")
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "training.runs.supervisor", str(folder)],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    codes = sorted(other.wait(60) for other in others)
+    for other in others:
+        assert other.stderr
+        other.stderr.close()
+    assert codes[0] == 0 and set(codes) <= {0, 3}
+    assert (folder / "train.log").read_text() == "once\n"
+
+
+def test_on_end_brings_the_service_back(bench: Bench) -> None:
+    mark = bench.workspace.root / "service came"
+    folder = run_folder(bench, "", wake_service=True, on_end=["touch", str(mark)])
+    assert supervise(folder, "").returncode == 0
+    assert mark.exists() and (folder / "exit.json").exists()
+
+
+def test_supervisor_is_small(bench: Bench) -> None:
+    """Under 20 MB resident, without pydantic or torch."""
+    run_id = bench.start("import time; time.sleep(600)")
+    for name in ("supervisor", "shim"):
+        status = Path(f"/proc/{bench.pids(run_id)[name]}/status")
+        if not status.exists():
+            pytest.skip("no /proc here")
+        resident = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        assert int(resident.split()[1]) < 20_000, resident

@@ -1,0 +1,118 @@
+"""What tests of runs need: a manager over a workspace, waiting, killing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.runs import tree
+from training.runs.manager import Runs
+from training.runs.records import RunRecord, RunRequest
+from workspace import durable
+from workspace.database import Database
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+from workspace.process import start_time
+
+PATIENCE_S = 60.0  # a hang, not a measure
+
+
+@dataclass
+class Bench:
+    """A manager over a workspace, and what tests do with it."""
+
+    workspace: Workspace
+    database: Database
+    runs: Runs
+
+    def write(self, text: str, name: str = "job.py") -> str:
+        path = self.workspace.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return name
+
+    def start(self, text: str, *args: str, key: str | None = None, **request: Any) -> str:
+        """Start a script with this text; its id."""
+        name = self.write(text, f"job-{time.monotonic_ns()}.py")
+        return self.runs.start(RunRequest(kind="script", script=name, args=args, **request), key).id
+
+    def folder(self, run_id: str) -> Path:
+        return self.workspace.run_dir(run_id)
+
+    def until(self, condition: Callable[[], Any], *, tick: bool = True) -> Any:
+        """Tick until the condition holds; its value."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited {PATIENCE_S} s in vain"
+            if tick:
+                self.runs.tick()
+            time.sleep(0.02)
+        return value
+
+    def end(self, run_id: str) -> RunRecord:
+        self.until(lambda: self.runs.get(run_id).ended)
+        return self.runs.get(run_id)
+
+    def text(self, run_id: str) -> str:
+        return (self.folder(run_id) / "train.log").read_text(encoding="utf-8")
+
+    def printed(self, run_id: str, text: str, *, tick: bool = True) -> None:
+        """Wait until the job has printed a text."""
+        log = self.folder(run_id) / "train.log"
+        self.until(lambda: log.exists() and text in log.read_text(encoding="utf-8"), tick=tick)
+
+    def pids(self, run_id: str) -> dict[str, int]:
+        """supervisor, shim, job, once they are all known."""
+
+        def known() -> dict[str, int] | None:
+            heartbeat = durable.read_json(self.folder(run_id) / "heartbeat.json") or {}
+            job = durable.read_json(self.folder(run_id) / "job.json") or {}
+            if not (heartbeat and job.get("job")):
+                return None
+            found = {"supervisor": heartbeat["supervisor"], "shim": job["shim"], "job": job["job"]}
+            return {name: identity["pid"] for name, identity in found.items()}
+
+        result = self.until(known)
+        assert isinstance(result, dict)
+        return result
+
+    def events(self) -> Counter[tuple[str, str]]:
+        """(topic, run) -> how often it was posted."""
+        rows = self.database.query("SELECT topic, json_extract(payload, '$.run') AS run FROM outbox")
+        return Counter((row["topic"], row["run"]) for row in rows)
+
+    def another(self, **options: Any) -> Runs:
+        """A second manager on the same workspace, as after a restart of the service."""
+        database = Database(self.workspace.database_file)
+        return Runs(self.workspace, self.runs.settings, database, Outbox(database), **{"devices": list, **options})
+
+
+def kill(pid: int) -> None:
+    """-9, and gone when this returns."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
+    while start_time(pid) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def end_everything(workspace: Workspace) -> None:
+    """Supervisors first, or they would report; then every process carrying a run's tag."""
+    for folder in workspace.runs_dir.glob("run-*"):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            heartbeat = durable.read_json(folder / "heartbeat.json")
+            if heartbeat and not (folder / "exit.json").exists():
+                supervisor = heartbeat["supervisor"]
+                tree.send(tree.Process(supervisor["pid"], supervisor["started"], 0), signal.SIGKILL)
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            run = durable.read_json(folder / "run.json") or {}
+            tag = run["environment"][tree.TAG_VARIABLE]
+            tree.kill_all(lambda tag=tag: tree.members((), tag))  # type: ignore[misc]
