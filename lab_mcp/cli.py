@@ -65,6 +65,12 @@ def serve(workspace: WorkspaceOption = None) -> None:
     raise typer.Exit(service.serve(found))
 
 
+@app.command(hidden=True)
+def wake(workspace: WorkspaceOption = None) -> None:
+    """Start the service if it is not there: what a supervisor does when a run of an experiment has ended."""
+    connection.ensure_service(discover(workspace))
+
+
 @app.command()
 def status(workspace: WorkspaceOption = None) -> None:
     """Is the service there, and what does it do?"""

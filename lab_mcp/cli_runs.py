@@ -155,15 +155,14 @@ def tail(
         page = call(found, "tail_log", arguments)
         for line in page["lines"]:
             print(line, flush=follow)
-        if not follow:
-            for note in page["notes"]:
-                console.print(f"({escape(note)})")
+        if page.get("cut") and not follow:
+            console.print(f"({escape(page['cut'])})")
+        over = page["at_end"] and page["state"] not in ("queued", "starting", "running", "stopping")
+        if not follow or over:
             return
-        if not page["lines"]:
-            if page["state"] not in ("queued", "starting", "running", "stopping"):
-                return
+        arguments = {**arguments, "cursor": page["next_cursor"], "lines": 400}
+        if page["at_end"]:
             time.sleep(0.5)
-        arguments = {**arguments, "cursor": page["newer"], "lines": 400}
 
 
 def wait(run: Annotated[str, typer.Argument(help="run id")], workspace: WorkspaceOption = None) -> None:

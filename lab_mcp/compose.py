@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lab_mcp.documenting import Documenting
+from rag.client import Memory
+from sessions.notebook import Notebook
 from tools import hardware as hardware_tools
+from tools import memory as memory_tools
+from tools import notebook as notebook_tools
 from tools import runs as run_tools
 from tools.calls import Calls
 from tools.lab import Lab
 from tools.tool import Tools
 from training.runs.manager import Runs
+from training.runs.records import LIVE
 from training.telemetry import Sampler
+from workspace import interpreter
 from workspace import settings as settings_module
 from workspace.database import Database
 from workspace.layout import Workspace
-from workspace.outbox import Handler, Outbox
+from workspace.outbox import Outbox
 
 
 def all_tools() -> Tools:
-    return Tools([*hardware_tools.TOOLS, *run_tools.TOOLS])
+    return Tools([*hardware_tools.TOOLS, *run_tools.TOOLS, *memory_tools.TOOLS, *notebook_tools.TOOLS])
 
 
 def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
@@ -29,40 +36,45 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
     database = Database(workspace.database_file)
     outbox = Outbox(database)
     sampler = Sampler(workspace, settings)
+    notebook = Notebook(workspace, database, outbox, hardware=lambda: hardware_tools.summary(sampler.latest()))
+    on_end = interpreter.python_command("lab_mcp", "wake", "--workspace", str(workspace.root))
     return Lab(
         workspace=workspace,
         settings=settings,
         database=database,
         outbox=outbox,
-        calls=Calls(database, journal=None),
+        calls=Calls(database, notebook),
         hardware=sampler,
-        runs=Runs(workspace, settings, database, outbox),
+        runs=Runs(workspace, settings, database, outbox, on_end=on_end),
+        memory=Memory(workspace, settings),
+        notebook=notebook,
         service=service,
     )
 
 
-def outbox_handlers(lab: Lab) -> dict[str, Handler]:
-    """Who is told of what: the notebook and the index, by topic."""
-    return {}
+Round = list[Callable[[], object]]
 
 
-def periodic_work(lab: Lab) -> list[Callable[[], object]]:
-    """What the service does twice a second, in this order, each in a worker thread."""
-    work: list[Callable[[], object]] = [lab.runs.tick]
-    if lab.outbox.posted.is_set():
-        work.append(lambda: lab.outbox.drain(outbox_handlers(lab)))
-    return work
+def rounds(lab: Lab) -> list[Round]:
+    """What the service does again and again; each round in a thread of its own, so that none waits for another."""
+    documenting = Documenting(lab)
+    return [
+        [lab.runs.tick, lambda: lab.outbox.drain(documenting.notebook_round)],
+        [lambda: lab.outbox.drain(documenting.memory_round)],
+    ]
 
 
 def is_busy(lab: Lab) -> bool:
-    """True while a run lives or waits: the service does not end then."""
-    return bool(lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=1))
+    """True while a run lives or waits, or something is to be documented: the service does not end then."""
+    return bool(lab.runs.list(states=LIVE, limit=1)) or bool(lab.outbox.pending())
 
 
 def start(lab: Lab) -> None:
     lab.hardware.start()
+    lab.notebook.recover()
 
 
 def stop(lab: Lab) -> None:
     lab.hardware.stop()
+    lab.memory.close()
     lab.database.close()

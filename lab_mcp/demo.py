@@ -39,7 +39,7 @@ class Demo:
         """One tool call; the structured result. Raises `LabError` with the tool's words when it is refused."""
         answer = await self.client.call_tool(tool, arguments)
         if answer.is_error or answer.structured_content is None:
-            raise LabError(f"{tool}: {answer.content[0].text if answer.content else 'no answer'}")
+            raise LabError(" ".join(getattr(block, "text", "") for block in answer.content) or f"{tool} did not answer")
         return dict(answer.structured_content)
 
     def say(self, text: str) -> None:
@@ -78,7 +78,7 @@ class Demo:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        cursor, shown_at = "0", 0.0
+        cursor, shown_at = 0, 0.0
         with Progress(*columns, console=self.console) as bars:
             bar = bars.add_task(run_id, total=1.0, text="starting")
             while True:
@@ -87,7 +87,7 @@ class Demo:
                 loss = "" if progress.get("loss") is None else f"loss {progress['loss']:.3f}"
                 bars.update(bar, completed=progress.get("fraction") or 0.0, text=loss or answer["state"])
                 page = await self.call("tail_log", run_id=run_id, cursor=cursor, lines=400)
-                cursor = page["newer"]
+                cursor = page["next_cursor"]
                 steps = [line for line in page["lines"] if line.startswith("Step ")]
                 if steps and time.monotonic() - shown_at > 8:
                     shown_at = time.monotonic()

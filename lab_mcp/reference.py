@@ -73,7 +73,7 @@ def _cell(node: dict[str, Any]) -> str:
         for key, word in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"))
         if key in node
     ]
-    text = node.get("description", "")
+    text = str(node.get("description", ""))
     return (text + (f" ({', '.join(bounds)})" if bounds else "")).replace("|", "\\|")
 
 

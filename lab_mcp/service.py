@@ -101,26 +101,38 @@ class Service:
             self.server.should_exit = True
 
     async def _background(self) -> None:
-        """Everything that happens without being asked: queue, experiments, outbox, idle rule, keeper, heartbeat."""
-        last_keeper_check = last_heartbeat = time.monotonic()
+        """Everything that happens without being asked: queue, outbox, idle rule, keeper, heartbeat."""
+        async with anyio.create_task_group() as group:
+            for work in compose.rounds(self.lab):
+                group.start_soon(self._round, work)
+            last_keeper_check = last_heartbeat = time.monotonic()
+            while True:
+                await anyio.sleep(TICK_S)
+                now = time.monotonic()
+                if now - last_keeper_check > KEEPER_CHECK_S:
+                    last_keeper_check = now
+                    await anyio.to_thread.run_sync(self._keep_keeper)
+                if now - last_heartbeat > HEARTBEAT_S:
+                    last_heartbeat = now
+                    with contextlib.suppress(OSError):  # a full or read-only disk shows elsewhere, in words
+                        os.utime(self.lab.workspace.service_file)
+                idle_s = self.lab.settings.service.idle_minutes * 60
+                if (
+                    idle_s
+                    and not self.open_requests
+                    and now - self.last_used > idle_s
+                    and not compose.is_busy(self.lab)
+                ):
+                    self.stop(f"idle for {idle_s / 60:.0f} minutes")
+                    return
+
+    async def _round(self, work: compose.Round) -> None:
         while True:
-            for work in compose.periodic_work(self.lab):
+            for part in work:
                 try:
-                    await anyio.to_thread.run_sync(work)
+                    await anyio.to_thread.run_sync(part, abandon_on_cancel=True)
                 except Exception:  # one part's failure must not stop the others; it is logged and tried again
                     log.exception("background work failed")
-            now = time.monotonic()
-            if now - last_keeper_check > KEEPER_CHECK_S:
-                last_keeper_check = now
-                await anyio.to_thread.run_sync(self._keep_keeper)
-            if now - last_heartbeat > HEARTBEAT_S:
-                last_heartbeat = now
-                with contextlib.suppress(OSError):  # a full or read-only disk shows elsewhere, in words
-                    os.utime(self.lab.workspace.service_file)
-            idle_s = self.lab.settings.service.idle_minutes * 60
-            if idle_s and not self.open_requests and now - self.last_used > idle_s and not compose.is_busy(self.lab):
-                self.stop(f"idle for {idle_s / 60:.0f} minutes")
-                return
             await anyio.sleep(TICK_S)
 
     def _keep_keeper(self) -> None:

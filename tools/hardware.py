@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio.to_thread
 from pydantic import Field
 
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
-from training.hardware.status import Cpu, Device
+from training.hardware.status import Cpu, Device, HardwareStatus
 from training.neighbours import Neighbour, probe
 
 GIB = 2**30
@@ -36,15 +38,13 @@ async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) ->
     if not arguments.processes:
         devices = [device.model_copy(update={"processes": None}) for device in devices]
     live = lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=50)
-    running = [
-        f"{run.id} ({', '.join(device.id for device in run.devices) or 'cpu'})" for run in live if run.state != "queued"
-    ]
+    running = [f"{run.id} ({', '.join(run.devices) or 'cpu'})" for run in live if run.state != "queued"]
     waiting = sum(run.state == "queued" for run in live)
     return GpuStatusResult(
         time=status.time,
         backend=status.backend,
         backend_reason=status.backend_reason,
-        summary=_summary(devices, status.cpu),
+        summary=summary(status),
         devices=devices,
         cpu=status.cpu,
         running=running,
@@ -54,9 +54,10 @@ async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) ->
     )
 
 
-def _summary(devices: list[Device], cpu: Cpu) -> str:
+def summary(status: HardwareStatus) -> str:
+    """The machine in one line, for people."""
     parts = []
-    for device in devices:
+    for device in status.devices:
         words = [f"{device.id} {device.name}"]
         if device.utilization_percent is not None:
             words.append(f"{device.utilization_percent:.0f}% busy")
@@ -69,6 +70,7 @@ def _summary(devices: list[Device], cpu: Cpu) -> str:
         parts.append(", ".join(words))
     if not parts:
         parts.append("no accelerator: training runs on the CPU")
+    cpu = status.cpu
     free = cpu.memory_available_bytes / GIB
     parts.append(f"CPU {cpu.model}, {cpu.usable_cores:g} cores, {free:.1f} GiB memory available")
     return "; ".join(parts)
@@ -111,7 +113,7 @@ async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Ca
     )
 
 
-TOOLS = [
+TOOLS: list[Tool[Any, Any]] = [
     Tool(
         name="gpu_status",
         title="Hardware status",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rag.client import Memory
+from sessions.notebook import Notebook
 from tools.calls import Calls
 from training.runs.manager import Runs
 from training.telemetry import Sampler
@@ -23,4 +25,6 @@ class Lab:
     calls: Calls
     hardware: Sampler
     runs: Runs
+    memory: Memory
+    notebook: Notebook
     service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in

@@ -1,0 +1,159 @@
+"""Who is told of what: the outbox's messages, turned into notebook events and documents of the memory.
+
+Two rounds, so that a slow memory never holds up the notebook: the first writes the notebook and posts `remember`, the
+second hands documents to the memory. Handling a message twice leaves the same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tools.lab import Lab
+from training.runs.records import RunRecord
+from workspace.outbox import Handler, Message
+
+SHORTEST_REMEMBERED_RUN_S = 1.0
+
+
+class Documenting:
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.notebook_round: Mapping[str, Handler] = {
+            "run.started": lambda message: None,  # the call that started it is in the journal already
+            "run.ended": self._run_ended,
+            "experiment.proposed": lambda message: None,
+            "experiment.ended": self._experiment_ended,
+            "note.written": self._note_written,
+        }
+        self.memory_round: Mapping[str, Handler] = {"remember": self._remember}
+
+    def _post_remember(self, kind: str, id: str) -> None:
+        with self.lab.database.transaction() as tx:
+            self.lab.outbox.post(tx, "remember", {"kind": kind, "id": id})
+
+    def _run_ended(self, message: Message) -> None:
+        record = self.lab.runs.get(message.payload["run"])
+        if record.experiment is None:  # an experiment tells of its runs itself, once, with its verdict
+            self.lab.notebook.event(
+                record.session,
+                run_sentence(record),
+                links={"runs": [record.id]},
+                key=f"run.ended:{record.id}",
+                facts=run_facts(record),
+            )
+        self._post_remember("run", record.id)
+
+    def _experiment_ended(self, message: Message) -> None:
+        self._post_remember("experiment", message.payload["experiment"])
+
+    def _note_written(self, message: Message) -> None:
+        self._post_remember("note", message.payload["entry"])
+        self._post_remember("session", message.payload["session"])
+
+    def _remember(self, message: Message) -> None:
+        build = {"run": self._run, "experiment": self._experiment, "note": self._note, "session": self._session}
+        document = build[message.payload["kind"]](message.payload["id"])
+        if document is not None:
+            self.lab.memory.add(message.payload["kind"], **document)
+
+    def _run(self, run_id: str) -> dict[str, Any] | None:
+        record = self.lab.runs.get(run_id)
+        if record.experiment is not None or (record.elapsed_s or 0) < SHORTEST_REMEMBERED_RUN_S:
+            return None
+        config = self.lab.runs.detail(run_id, points=0)["config"] or {}
+        settings = ", ".join(f"{key} = {value}" for key, value in flat(config))
+        text = f"{run_sentence(record)}\n\nSettings: {settings}" if settings else run_sentence(record)
+        return {
+            "id": run_id,
+            "title": f"{run_id}: {record.name or record.kind}",
+            "text": text,
+            "date": record.created_at[:10],
+            "metadata": {"source": record.folder},
+        }
+
+    def _experiment(self, experiment_id: str) -> dict[str, Any] | None:
+        record = self.lab.experiments.get(experiment_id)
+        return {
+            "id": experiment_id,
+            "title": f"{experiment_id}: {record.hypothesis.statement}",
+            "text": self.lab.experiments.document(experiment_id),
+            "date": record.created_at[:10],
+            "metadata": {
+                "source": f"experiments/{experiment_id}/report.md",
+                "tags": [tag for tag in (record.verdict, record.hypothesis.category) if tag],
+            },
+        }
+
+    def _note(self, entry_id: str) -> dict[str, Any] | None:
+        entry = self.lab.notebook.entry(entry_id)
+        if entry.kind not in ("note", "event", "amendment") or not entry.text.strip():
+            return None
+        session = self.lab.notebook.get(entry.session)
+        return {
+            "id": f"note-{entry_id}",
+            "title": f"{session.title} ({entry.section or entry.kind}, {entry.at[:10]})",
+            "text": entry.text,
+            "date": entry.at[:10],
+            "metadata": {"source": f"docs/sessions/{session.page}", "tags": [entry.author]},
+        }
+
+    def _session(self, session_id: str) -> dict[str, Any] | None:
+        """A session as one short document: what it was about and where it went, not every word once more."""
+        session = self.lab.notebook.get(session_id)
+        entries = self.lab.notebook.entries(session_id)
+        parts = [session.title]
+        for section in ("Objective", "Hypothesis", "Next steps"):
+            texts = [entry.text for entry in entries if entry.kind == "note" and entry.section == section]
+            if texts:
+                parts.append(f"{section}: {texts[-1]}")
+        about = sorted({ref for entry in entries for ref in (*entry.links.experiments, *entry.links.runs)})
+        if about:
+            parts.append("About " + ", ".join(about[:40]))
+        return {
+            "id": f"session-{session_id}",
+            "title": f"Session {session_id}: {session.title}",
+            "text": "\n\n".join(parts),
+            "date": session.date,
+            "metadata": {"source": f"docs/sessions/{session.page}"},
+        }
+
+
+def run_sentence(record: RunRecord) -> str:
+    """A run's end in one or two sentences, as notebook and memory tell it."""
+    name = f" ({record.name})" if record.name else ""
+    outcome = record.state + (f", {record.failure_class}" if record.failure_class else "")
+    parts = [f"{record.id}{name} ended: {outcome} after {record.elapsed_s or 0:.0f} s"]
+    summary = record.summary or {}
+    shown = [(label, summary.get(key)) for label, key in (("val_bpb", "val_bpb"), ("train loss", "train_loss"))]
+    parts += [f"{label} {value:.4f}" for label, value in shown if isinstance(value, int | float)]
+    if summary.get("steps"):
+        parts.append(f"{summary['steps']} steps")
+    if record.reason and record.state != "succeeded":
+        parts.append(record.reason)
+    return ", ".join(parts) + "."
+
+
+def run_facts(record: RunRecord) -> dict[str, Any]:
+    """The line of the session's closing summary."""
+    facts: dict[str, Any] = {
+        "run": record.id,
+        "name": record.name,
+        "state": record.state,
+        "elapsed_s": round(record.elapsed_s or 0, 1),
+    }
+    value = (record.summary or {}).get("val_bpb")
+    if isinstance(value, int | float):
+        facts |= {"metric": "val_bpb", "value": value, "direction": "lower"}
+    return facts
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """`[("model.depth", 4), ...]` of a nested configuration."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, value))
+    return pairs
