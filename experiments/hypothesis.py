@@ -24,15 +24,16 @@ Value = bool | int | float | str | list[bool | int | float | str]
 KNOWN_DIRECTIONS: dict[str, Direction] = {
     "val_bpb": "lower",
     "val_loss": "lower",
-    "loss": "lower",
-    "seconds": "lower",
+    "perplexity": "lower",
+    "train_loss": "lower",
+    "training_seconds": "lower",
+    "total_seconds": "lower",
     "peak_memory_bytes": "lower",
-    "parameters": "lower",
-    "energy_joules": "lower",
+    "parameters.total": "lower",
+    "flops_per_token": "lower",
     "tokens_per_s": "higher",
     "mfu": "higher",
 }
-COST_METRICS = ("seconds", "peak_memory_bytes", "parameters", "energy_joules")
 
 # settings that decide how a score is taken: changing them changes the yardstick, not the thing measured
 YARDSTICK = {
@@ -72,12 +73,17 @@ class Hypothesis(BaseModel):
         gt=0, allow_inf_nan=False, description="smallest improvement worth having (non_inferiority: the margin)"
     )
     predicted_effect: float | None = Field(None, allow_inf_nan=False, description="the improvement expected")
-    cost_metric: str = Field("seconds", max_length=80, description="non_inferiority: the cost that must fall")
+    cost_metric: str = Field("training_seconds", max_length=80, description="non_inferiority: the cost that must fall")
     smallest_saving: float = Field(0.05, gt=0, lt=1, description="non_inferiority: smallest saving, as a fraction")
     why: str = Field("", max_length=4000, description="the reasoning behind it")
     citations: list[str] = Field([], max_length=40, description="ids of passages and experiments it rests on")
     category: str | None = Field(None, max_length=60, description="e.g. optimizer, schedule, architecture")
     repeat_of: str | None = Field(None, max_length=40, description="the experiment this one repeats on purpose")
+
+    @field_validator("statement")
+    @classmethod
+    def _one_line(cls, statement: str) -> str:
+        return " ".join(statement.split())
 
     @field_validator("change")
     @classmethod
@@ -101,6 +107,10 @@ class Hypothesis(BaseModel):
             return "it changes nothing, so nothing can be learnt from it"
         if not self.metric.strip():
             return "it names no metric, so no result could contradict it"
+        for name in (self.metric, self.cost_metric):
+            near = [] if name in KNOWN_DIRECTIONS else closest(name, KNOWN_DIRECTIONS)
+            if near:
+                return f"no run reports {name!r}; closest: {', '.join(near)}"
         known = KNOWN_DIRECTIONS.get(self.metric)
         if known and known != self.direction:
             return (
@@ -161,6 +171,7 @@ def example(values: Mapping[str, Any]) -> dict[str, Any]:
         change = {"optimizer.matrix_lr": 0.02}
     metric = values.get("metric")
     metric = metric if isinstance(metric, str) and metric.strip() else "val_bpb"
+    metric = metric if metric in KNOWN_DIRECTIONS else (closest(metric, KNOWN_DIRECTIONS) or ["val_bpb"])[0]
     given = values.get("direction")
     direction = KNOWN_DIRECTIONS.get(metric) or (given if given in ("lower", "higher") else "lower")
     effect = values.get("smallest_effect")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from experiments.record import Best
 from workspace import durable
 from workspace.clock import parse
 from workspace.errors import Refused, Unavailable
@@ -52,21 +53,13 @@ class Parent:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Best:
-    """The last recipe that was kept, and the user's recipe it goes back to."""
-
-    experiment: str
-    commit: str
-    base: str
-
-
 class Lineage:
     """The lab's commits in the repository a workspace lies in."""
 
     def __init__(self, workspace: Workspace, prefix: str = "lab") -> None:
         self.workspace = workspace
         self._wished = prefix
+        self._contents: dict[str, dict[str, tuple[bytes, bool]]] = {}  # commit -> recipe/, to spare asking git again
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -96,9 +89,12 @@ class Lineage:
         """A folder that holds recipe/ exactly as committed (and nothing else but Python's caches)."""
         folder = self.workspace.worktrees_dir / commit / "recipe"
         folder.mkdir(parents=True, exist_ok=True)
-        wanted: dict[Path, tuple[bytes, bool]] = {}
-        for mode, blob, path in self._entries(commit):
-            wanted[folder / path] = (self._bytes("cat-file", "blob", blob), mode == "100755")
+        if commit not in self._contents:
+            self._contents[commit] = {
+                path: (self._bytes("cat-file", "blob", blob), mode == "100755")
+                for mode, blob, path in self._entries(commit)
+            }
+        wanted = {folder / path: content for path, content in self._contents[commit].items()}
         for present in sorted(folder.rglob("*")):
             if present.is_file() and "__pycache__" not in present.parts and present not in wanted:
                 present.unlink()

@@ -34,7 +34,7 @@ Decision = Literal["keep", "discard", "inconclusive"]
 Role = Literal["control", "candidate"]
 
 # replicate i of control and of candidate both run with SEEDS[i]
-SEEDS = (1009, 2003, 3001, 4001, 5003, 6007, 7001, 8009, 9001, 10007, 11003, 12007, 13001, 14009, 15013, 16001)
+SEEDS = tuple(1009 + 7919 * i for i in range(24))
 PAIRED_FROM = 4  # pairs; with fewer, a paired t interval is wider than it is worth
 
 
@@ -143,6 +143,11 @@ def wanted(rule: Rule, controls: Sequence[int], candidates: Sequence[int]) -> li
         if index < pairs and index not in candidates:
             runs.append(("candidate", index))
     return runs
+
+
+def ready_for_look(rule: Rule, controls: Sequence[int], candidates: Sequence[int]) -> bool:
+    """Is there a candidate, and every control that belongs to the candidates there are?"""
+    return bool(candidates) and not _round_open(rule, controls, candidates)
 
 
 def _round_open(rule: Rule, controls: Sequence[int], candidates: Sequence[int]) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from users_repository import git, make, untouchable
 
-from experiments.lineage import FIRST_COMMIT, SNAPSHOT, Best, Lineage
+from experiments.lineage import FIRST_COMMIT, SNAPSHOT, Lineage
+from experiments.record import Best
 from workspace.errors import Refused, Unavailable
 from workspace.layout import Workspace
 
@@ -125,7 +126,7 @@ def test_the_parent_follows_the_best_until_the_user_changes_the_recipe(tmp_path:
     lineage = Lineage(workspace)
     first = lineage.parent(None)
     kept = lineage.commit(first.commit, {"recipe.toml": b"[optimizer]\nmatrix_lr = 0.02\n"}, "exp\n", WHEN)
-    best = Best("exp-0001", kept, first.base)
+    best = Best(experiment="exp-0001", commit=kept, base=first.base)
     assert lineage.parent(best).commit == kept
     (workspace.root / "notes.txt").write_text("elsewhere\n")
     assert lineage.parent(best).commit == kept

@@ -99,7 +99,7 @@ def test_history_sharpens_the_noise() -> None:
 def test_scores_that_do_not_vary_prove_nothing_about_quality() -> None:
     verdict = judge(claim(), [1.0] * 3, [0.5, 0.5], RULE)
     assert verdict.decision == "inconclusive" and verdict.final and "does not vary" in verdict.sentence
-    cheaper = claim(metric="parameters", kind="cost", smallest_effect=10)
+    cheaper = claim(metric="parameters.total", kind="cost", smallest_effect=10)
     assert judge(cheaper, [100.0] * 3, [80.0, 80.0], RULE).decision == "keep"
     assert judge(cheaper, [100.0] * 3, [95.0], RULE).decision == "discard"
 
@@ -110,7 +110,7 @@ def test_non_inferiority_needs_both_halves() -> None:
     half = judge(same, control, candidate, RULE, control_cost=[10, 10.1, 9.9], candidate_cost=[5, 5.1, 4.9])
     assert half.decision == "keep" and half.saving is not None and half.saving.effect == pytest.approx(0.5)
     dear = judge(same, control, candidate, RULE, control_cost=[10, 10.1, 9.9], candidate_cost=[10, 10.1, 9.9])
-    assert dear.decision == "discard" and "seconds" in dear.sentence
+    assert dear.decision == "discard" and "training_seconds" in dear.sentence
     worse = judge(same, control, [1.2, 1.21], RULE, control_cost=[10, 10.1, 9.9], candidate_cost=[5, 5])
     assert worse.decision == "discard" and "margin" in worse.sentence
 

@@ -1,0 +1,265 @@
+"""The experiments of one workspace: propose, look, list, cancel, and move on.
+
+Thread-safe and synchronous. `tick` is called about once a second; everything long happens in child processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments import folder, hypothesis, preflight, results
+from experiments.fingerprints import ChildFingerprint
+from experiments.ledger import Ledger
+from experiments.lineage import Lineage
+from experiments.machine import Machine
+from experiments.overview import Overview, survey
+from experiments.ports import Device, Fingerprinter, MemoryPort, NotebookPort, RunsPort
+from experiments.preflight import Preflight, Refusal
+from experiments.record import MEASURING, VERDICTS, ExperimentRecord
+from experiments.verdict import SEEDS, Rule
+from training.config import apply, load_recipe
+from workspace import clock
+from workspace.database import Database
+from workspace.errors import LabError, Refused, Unavailable, closest, unknown
+from workspace.ids import Ids
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+from workspace.process import host_name
+from workspace.settings import ExperimentSettings, Settings
+
+FAILURES = 5  # of the same step in a row, through an error of the lab's own, after which an experiment is given up
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries, while something outside is missing
+SHORTEST_REASON = 8  # characters
+log = logging.getLogger(__name__)
+
+
+class Experiments:
+    """See the module. `slots`: how many experiments may measure at once (default: `runs.max_concurrent`, or one)."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: Settings,
+        database: Database,
+        outbox: Outbox,
+        runs: RunsPort,
+        memory: MemoryPort | None = None,
+        notebook: NotebookPort | None = None,
+        *,
+        fingerprint: Fingerprinter | None = None,
+        device: Callable[[], Device | None] | None = None,
+        rule: Rule | None = None,
+        slots: int | None = None,
+    ) -> None:
+        self.workspace = workspace
+        self.database = database
+        self.outbox = outbox
+        self.runs = runs
+        self.rule = rule or rule_of(settings.experiments)
+        self.slots = slots or max(1, settings.runs.max_concurrent)
+        self.ledger = Ledger(database)
+        self.ledger.restore(folder.read_all(workspace))
+        self.ids = Ids(database, "exp", workspace.experiments_dir)
+        self.lineage = Lineage(workspace, settings.git.prefix)
+        find = device or (lambda: _device(settings))
+        self.machine = Machine(
+            workspace=workspace,
+            ledger=self.ledger,
+            outbox=outbox,
+            lineage=self.lineage,
+            preflight=Preflight(self.lineage, self.ledger, fingerprint or ChildFingerprint(workspace), memory, find),
+            runs=runs,
+            notebook=notebook,
+            test_fraction=settings.experiments.test_fraction,
+            machine=lambda: machine_name(find()),
+        )
+        self._proposing = threading.Lock()
+        self._ticking = threading.Lock()
+        self._failures: dict[str, int] = {}
+        self._pauses: dict[str, tuple[float, float]] = {}  # experiment -> monotonic time of the next try, last pause
+
+    # -- asking for something -----------------------------------------------------------------------------------------
+
+    def propose(
+        self,
+        claim: hypothesis.Hypothesis | Mapping[str, Any],
+        budget: Mapping[str, Any] | None = None,
+        session: str | None = None,
+        conversation: str | None = None,
+        skip_test_run: str | None = None,
+        key: str | None = None,
+    ) -> ExperimentRecord:
+        """Write an experiment down; it runs by itself. Returns at once; the same `key` gives the same experiment.
+
+        `budget`: {"kind": "seconds"|"steps", "amount": number} for both arms instead of the recipe's.
+        `skip_test_run`: the reason for going without. Raises `Refused` for a hypothesis that cannot be tested, an
+        unknown setting, a value out of range.
+        """
+        checked = hypothesis.parse(claim)
+        with self._proposing:
+            if key is not None and (earlier := self.ledger.by_key(key)) is not None:
+                return earlier
+            self._check(checked, budget, skip_test_run)
+            with self.database.transaction() as tx:
+                record = ExperimentRecord(
+                    id=self.ids.allocate(tx),
+                    key=key,
+                    state="proposed",
+                    hypothesis=checked,
+                    hypothesis_hash=checked.digest(),
+                    created_at=clock.now(),
+                    session=session,
+                    conversation=conversation,
+                    budget=dict(budget) if budget is not None else None,
+                    skip_test_run=skip_test_run.strip() if skip_test_run else None,
+                    rule=self.rule,
+                )
+                self.ledger.insert(tx, record)
+                self.outbox.post(tx, "experiment.proposed", {"experiment": record.id})
+        folder.freeze(self.workspace, record)
+        return record
+
+    def cancel(self, experiment: str, by: str = "user") -> ExperimentRecord:
+        """End an experiment: its runs are stopped, its verdict is `invalid`. One with a verdict stays as it is."""
+        self.get(experiment)
+        self.ledger.cancel(experiment, by[:80])
+        return self.get(experiment)
+
+    def _check(self, claim: hypothesis.Hypothesis, budget: Mapping[str, Any] | None, skip_test_run: str | None) -> None:
+        """What can be refused at once, against the recipe as it lies there. Preflight looks again, at a commit."""
+        if budget is not None and (wrong := [name for name in budget if name not in ("kind", "amount")]):
+            raise Refused(f"a budget has no {wrong[0]!r}", valid='kind and amount: {"kind": "seconds", "amount": 60}')
+        if skip_test_run is not None and len(skip_test_run.strip()) < SHORTEST_REASON:
+            raise Refused(
+                "skip_test_run needs a reason, which is recorded", valid="a sentence, e.g. 'exp-0007 just ran it'"
+            )
+        if claim.repeat_of is not None:
+            self.get(claim.repeat_of)
+        recipe = preflight.with_budget(load_recipe(self.workspace.recipe_dir), budget)
+        apply(recipe, claim.change, source="change")
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def get(self, experiment: str) -> ExperimentRecord:
+        """One experiment, whole. Raises `NotFound` naming the closest."""
+        record = self.ledger.get(experiment)
+        if record is None:
+            raise unknown("experiment", experiment, self.ledger.ids())
+        return record
+
+    def list(
+        self, limit: int = 20, verdict: str | None = None, text: str | None = None, before: str | None = None
+    ) -> list[ExperimentRecord]:
+        """Newest first, without steps and scores. `text`: words that all occur; `before`: an experiment's id."""
+        if verdict is not None and verdict not in VERDICTS:
+            near = closest(verdict, VERDICTS) or VERDICTS
+            raise Refused(f"there is no verdict {verdict[:40]!r}", valid=", ".join(near))
+        return self.ledger.find(limit=max(1, min(limit, 1000)), verdict=verdict, text=text, before=before)
+
+    def leaderboard(self, limit: int = 10, metric: str = "val_bpb") -> Sequence[ExperimentRecord]:
+        """The kept experiments by the mean of their runs, best first."""
+        higher = hypothesis.KNOWN_DIRECTIONS.get(metric, "lower") == "higher"
+        return self.ledger.leaders(metric, higher, max(1, min(limit, 100)))
+
+    def overview(self) -> Overview:
+        """What is best, what runs, what waits, what was learnt last, what to do next."""
+        return survey(self.ledger, self.runs)
+
+    def busy(self) -> bool:
+        """Is any experiment under way?"""
+        return bool(self.ledger.open())
+
+    # -- moving on ----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> int:
+        """Move every open experiment one step on, if it can be; returns how many moved. Not two ticks at once."""
+        if not self._ticking.acquire(blocking=False):
+            return 0
+        try:
+            records = self.ledger.open()
+            measuring = sum(record.state in MEASURING for record in records)
+            moved = 0
+            for record in records:
+                if record.state == "ready" and measuring >= self.slots and not record.cancelled_by:
+                    continue
+                after = self._advance(record.id, may_measure=measuring < self.slots)
+                if after is not None:
+                    moved += 1
+                    measuring += (after.state in MEASURING) - (record.state in MEASURING)
+            return moved
+        finally:
+            self._ticking.release()
+
+    def _advance(self, experiment: str, *, may_measure: bool) -> ExperimentRecord | None:
+        """One step of one experiment; None when nothing moved. An error holds up this experiment only."""
+        if time.monotonic() < self._pauses.get(experiment, (0.0, 0.0))[0]:
+            return None
+        record = self.get(experiment)
+        try:
+            after = self.machine.advance(record, may_measure=may_measure)
+        except Unavailable as error:
+            pause = min(2 * self._pauses.get(experiment, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
+            self._pauses[experiment] = (time.monotonic() + pause, pause)
+            log.info("%s waits at %s: %s", experiment, record.state, error)
+            return None
+        except Exception as error:  # noqa: BLE001  the lab's own mistake must not stop the other experiments
+            return self._failed(record, error)
+        self._failures.pop(experiment, None)
+        self._pauses.pop(experiment, None)
+        return None if after is record else after
+
+    def _failed(self, record: ExperimentRecord, error: Exception) -> ExperimentRecord | None:
+        count = self._failures[record.id] = self._failures.get(record.id, 0) + 1
+        log.exception("%s failed at %s (%d of %d)", record.id, record.state, count, FAILURES)
+        if record.state in ("verdict", "record", "done"):
+            return None  # what was measured is not thrown away: it is tried again until it succeeds
+        refused = isinstance(error, LabError)
+        if not refused and count < FAILURES:
+            return None
+        self._failures.pop(record.id)
+        what = str(error) if refused else f"the lab failed at {record.state} ({type(error).__name__})"
+        return self.machine.give_up(record, Refusal("invalid", f"Invalid: {what}"))
+
+    def rewrite_results(self) -> None:
+        """Write results.tsv anew from the ledger."""
+        results.write(self.workspace, self.ledger.ended())
+
+
+def rule_of(settings: ExperimentSettings) -> Rule:
+    """The rule the settings ask for; at least six pairs, and some beyond what a keep needs."""
+    replicates, confirmations = settings.replicates, settings.confirmations
+    pairs = min(max(6, replicates, confirmations + 2), len(SEEDS) - 1)
+    return Rule(
+        confidence=settings.confidence,
+        min_controls=min(replicates, pairs),
+        min_candidates=min(confirmations, pairs),
+        max_pairs=pairs,
+    )
+
+
+def machine_name(device: Device | None) -> str:
+    """Names the hardware and software a score was taken on."""
+    backend = device.backend if device else "unknown"
+    return f"{host_name()}/{backend}/torch {_torch_version()}"
+
+
+@functools.cache
+def _torch_version() -> str:
+    return importlib.metadata.version("torch")
+
+
+def _device(settings: Settings) -> Device | None:
+    """The device the trainer will use; on a CPU, main memory."""
+    from training.hardware.devices import detect
+
+    status = detect(settings.hardware)
+    usable = [d.memory_total_bytes for d in status.usable_devices() if d.memory_total_bytes is not None]
+    if status.backend == "cpu":
+        return Device("cpu", status.cpu.memory_limit_bytes or status.cpu.memory_total_bytes)
+    return Device(status.backend, min(usable, default=None))

@@ -1,0 +1,364 @@
+"""The state machine of one experiment: every step is stored before the next begins, and doing one twice does no harm.
+
+    proposed -> preflight -> ready -> test_run -> gate -> measuring -> verdict -> record -> done
+                   ^           |                             |
+                   +-----------+ parent moved                +-- one look per candidate run
+
+Runs are started under keys such as `exp-0003/candidate/1`, commits are functions of their content, files are
+rewritten whole: whoever resumes after a kill finds what was begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import folder, gate, results
+from experiments.controls import borrowed_controls, noise_history
+from experiments.ledger import Ledger
+from experiments.lineage import Lineage
+from experiments.ports import NotebookPort, RunsPort
+from experiments.preflight import Preflight, Refusal, configuration, trailers
+from experiments.record import Arm, Best, ExperimentRecord, Score, Step, VerdictName
+from experiments.verdict import SEEDS, Role, Verdict, judge, ready_for_look, wanted
+from training.config import RECIPE_NAME, TrainingConfig
+from training.runs.records import LIVE, Purpose, RunRecord, RunRequest
+from workspace import clock
+from workspace.errors import LabError
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+
+ATTEMPTS = 3  # of a run that was lost or preempted, through no fault of the recipe
+LONGEST_TEST_S = 3600.0
+TEST_SEED = SEEDS[-1]
+
+
+@dataclass
+class Machine:
+    """Moves experiments on, one step at a time. One thread at a time."""
+
+    workspace: Workspace
+    ledger: Ledger
+    outbox: Outbox
+    lineage: Lineage
+    preflight: Preflight
+    runs: RunsPort
+    notebook: NotebookPort | None
+    test_fraction: float
+    machine: Callable[[], str]  # names hardware and software: scores of one name are comparable within a session
+    _known: dict[str, str] = field(default_factory=dict)  # key -> run id, to spare looking it up
+
+    def advance(self, record: ExperimentRecord, *, may_measure: bool) -> ExperimentRecord:
+        """Do the next step if it can be done now; returns the record as it then is.
+
+        Raises `Unavailable` when something outside is missing for the moment.
+        """
+        if record.cancelled_by and record.state not in ("proposed", "verdict", "record", "done"):
+            sentence = f"Invalid: cancelled by {record.cancelled_by} before there was a verdict."
+            after = self._end(record, Refusal("invalid", sentence))
+        elif record.state == "ready" and not may_measure:
+            return record
+        else:
+            after = getattr(self, f"_{record.state}")(record)
+        if after is not record and after.state not in ("preflight", "done"):
+            folder.write_results(self.workspace, after)
+        return after
+
+    def give_up(self, record: ExperimentRecord, refusal: Refusal) -> ExperimentRecord:
+        """End an experiment that cannot go on."""
+        return self._end(record, refusal)
+
+    # -- before the runs ----------------------------------------------------------------------------------------------
+
+    def _proposed(self, record: ExperimentRecord) -> ExperimentRecord:
+        folder.freeze(self.workspace, record)
+        return self._step(record, "frozen", state="preflight")
+
+    def _preflight(self, record: ExperimentRecord) -> ExperimentRecord:
+        examined, refusal = self.preflight.examine(record)
+        if refusal is not None:
+            return self._end(examined, refusal)
+        assert examined.parent is not None and examined.candidate is not None
+        data = {"parent": examined.parent.commit, "candidate": examined.candidate.commit}
+        return self._step(examined, "preflight", data, state="ready")
+
+    def _ready(self, record: ExperimentRecord) -> ExperimentRecord:
+        if not self.preflight.current(record):
+            note = "The parent has changed since this was proposed; it is compared with the new one."
+            return self._step(record, "parent moved", state="preflight", notes=[*record.notes, note])
+        if record.skip_test_run:
+            note = f"No test run: {record.skip_test_run}"
+            return self._step(record, "test run skipped", state="measuring", notes=[*record.notes, note])
+        return self._step(record, "admitted", state="test_run")
+
+    # -- test run and gate --------------------------------------------------------------------------------------------
+
+    def _test_run(self, record: ExperimentRecord) -> ExperimentRecord:
+        run = self._start(record, "test", "test", record.candidate, self._test_config)
+        return self._step(record, "test run", {"run": run.id}, state="gate") if run.ended else record
+
+    def _test_config(self, arm: Arm) -> TrainingConfig:
+        config = configuration(arm, TEST_SEED)
+        amount = config.budget.amount * self.test_fraction
+        amount = max(1, round(amount)) if config.budget.kind == "steps" else min(amount, LONGEST_TEST_S)
+        return config.model_copy(update={"budget": config.budget.model_copy(update={"amount": float(amount)})})
+
+    def _gate(self, record: ExperimentRecord) -> ExperimentRecord:
+        run = self.runs.get(next(s for s in reversed(record.steps) if s.name == "test run").data["run"])
+        where = f"test run {run.id}"
+        refusal = self._failure(run, where)
+        if refusal is not None:
+            return self._end(record, refusal)
+        answer = gate.assess(
+            where, run.summary or {}, gate.read_losses(self.workspace.root / run.folder), record.hypothesis.metric
+        )
+        if not answer.passed:
+            verdict: VerdictName = "invalid" if answer.finding == "no_metric" else "crash"
+            return self._end(record, Refusal(verdict, answer.sentence, answer.advice, answer.finding))
+        notes = record.notes
+        if answer.advice:
+            notes = [*notes, f"{answer.sentence} To use it better: {answer.advice}."]
+        return self._step(record, "gate", {"finding": answer.finding}, state="measuring", notes=notes)
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def _measuring(self, record: ExperimentRecord) -> ExperimentRecord:
+        if not _done(record, "controls"):
+            found = borrowed_controls(self.ledger, record, self.machine())
+            record = self.ledger.add_scores(record, found) if found else record
+            return self._step(record, "controls", {"borrowed": [score.run for score in found]})
+        control, candidate = list(record.scored("control")), list(record.scored("candidate"))
+        look = f"look {len(candidate)}"
+        if ready_for_look(record.rule, control, candidate) and not _done(record, look):
+            return self._look(record, look)
+        scores: list[Score] = []
+        for role, index in wanted(record.rule, control, candidate):
+            arm = record.control if role == "control" else record.candidate
+            run = self._start(record, f"{role}/{index + 1}", role, arm, _seeded(index))
+            if run.ended:
+                score = self._score(record, role, index, run)
+                if isinstance(score, Refusal):
+                    return self._end(record, score)
+                scores.append(score)
+        return self.ledger.add_scores(record, scores) if scores else record
+
+    def _score(self, record: ExperimentRecord, role: Role, index: int, run: RunRecord) -> Score | Refusal:
+        refusal = self._failure(run, f"{role} run {run.id}")
+        if refusal is not None and role == "control" and refusal.verdict == "crash":
+            sentence = refusal.sentence.replace("Crash: ", "Invalid: the parent itself fails: ", 1)
+            return Refusal("invalid", sentence, refusal.advice, refusal.failure_class)
+        if refusal is not None:
+            return refusal
+        values = gate.numeric(run.summary)
+        needed = [record.hypothesis.metric]
+        if record.hypothesis.kind == "non_inferiority":
+            needed.append(record.hypothesis.cost_metric)
+        for metric in needed:
+            if metric not in values:
+                sentence = f"Invalid: {role} run {run.id} did not report {metric}."
+                return Refusal("invalid", sentence, gate.ADVICE["no_metric"], "no_metric")
+        return Score(
+            role=role,
+            index=index,
+            seed=SEEDS[index],
+            run=run.id,
+            value=values[needed[0]],
+            values=values,
+            machine=self.machine(),
+            at=run.ended_at or clock.now(),
+        )
+
+    def _look(self, record: ExperimentRecord, name: str) -> ExperimentRecord:
+        """One look at the scores. The controls of a look are fixed by the number of candidates, so that a kill or a
+        control that comes early never makes a second look at the same candidates."""
+        candidate = record.scored("candidate")
+        count = max(len(candidate), record.rule.min_controls)
+        control = {i: s for i, s in record.scored("control").items() if i < count or s.borrowed_from}
+        cost = record.hypothesis.cost_metric
+        verdict: Verdict = judge(
+            record.hypothesis,
+            [score.value for score in control.values()],
+            [score.value for score in candidate.values()],
+            record.rule,
+            history=noise_history(self.ledger, record, self.machine()),
+            control_cost=[score.values.get(cost, 0.0) for score in control.values()],
+            candidate_cost=[score.values.get(cost, 0.0) for score in candidate.values()],
+        )
+        data = verdict.model_dump(mode="json")
+        if not verdict.final:
+            return self._step(record, name, data, numbers=verdict.numbers, saving=verdict.saving)
+        advice = None
+        if verdict.decision == "inconclusive":
+            advice = "repeat it with a larger budget or a bolder change, or ask for a larger effect"
+        return self._step(
+            record, name, data, state="verdict", verdict=verdict.decision, sentence=verdict.sentence,
+            advice=advice, numbers=verdict.numbers, saving=verdict.saving,
+        )  # fmt: skip
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _verdict(self, record: ExperimentRecord) -> ExperimentRecord:
+        """Commit, then in one transaction: the verdict, the new best, and the message that tells others."""
+        self._stop_runs(record)
+        made = self.runs.list(experiment=record.id, limit=200)
+        best = self.ledger.best()
+        leads = record.verdict == "keep" and record.best_before == (best.experiment if best else None)
+        notes = record.notes
+        if record.verdict == "keep" and not leads:
+            notes = [*notes, "Kept against its parent; another experiment became the best meanwhile: try it on top."]
+        commit = None
+        if record.parent is not None and record.candidate is not None:
+            text = (self.lineage.materialise(record.candidate.commit) / RECIPE_NAME).read_bytes()
+            message = final_message(record)
+            commit = self.lineage.commit(record.parent.commit, {RECIPE_NAME: text}, message, record.steps[-1].at)
+        decided = record.model_copy(
+            update={
+                "state": "record",
+                "commit": commit,
+                "ended_at": clock.now(),
+                "is_best": leads,
+                "notes": notes,
+                "runs": sorted(run.id for run in made),
+                "seconds": round(sum(run.elapsed_s or 0.0 for run in made), 3),
+            }
+        )
+        new_best = None
+        if leads and commit is not None and record.parent is not None:
+            new_best = Best(experiment=record.id, commit=commit, base=record.parent.base)
+        return self.ledger.advance(
+            decided,
+            Step(name="verdict", at=clock.now(), data={"commit": commit}),
+            best=new_best,
+            also=lambda tx: self.outbox.post(tx, "experiment.ended", {"experiment": record.id}),
+        )
+
+    def _record(self, record: ExperimentRecord) -> ExperimentRecord:
+        """Refs, results.tsv, the notebook, the folder: each may be done twice."""
+        notes, patch, ref = list(record.notes), None, None
+        if record.commit and record.parent:
+            ref = self.lineage.point(record.id, record.commit)
+            patch = self.lineage.patch(record.parent.commit, record.commit)
+            if record.is_best and self.lineage.point("best", record.commit, only_if_free=True) is None:
+                notes.append("The branch of the best recipe is checked out somewhere, so it was not moved.")
+        results.write(self.workspace, self.ledger.ended())
+        try:
+            self._tell(record)
+        except LabError as error:
+            notes.append(f"Not in the notebook: {error.problem}.")
+        step = Step(name="recorded", at=clock.now())
+        done = record.model_copy(update={"state": "done", "ref": ref, "notes": notes})
+        folder.write_results(self.workspace, done.model_copy(update={"steps": [*done.steps, step]}), patch)
+        return self.ledger.advance(done, step)
+
+    def _tell(self, record: ExperimentRecord) -> None:
+        if self.notebook is None:
+            return
+        text = f"{record.id}: {record.sentence}\n\nHypothesis: {record.hypothesis.statement}"
+        if record.advice:
+            text += f"\n\nNext: {record.advice}"
+        facts = {
+            "experiment": record.id,
+            "change": record.hypothesis.describe_change(),
+            "verdict": record.verdict,
+            "metric": record.hypothesis.metric,
+            "value": record.mean(),
+        }
+        self.notebook.event(
+            record.conversation,
+            text,
+            {"experiments": [record.id], "runs": record.runs[:40]},
+            f"{record.id}/verdict",
+            section="Results",
+            facts={name: value for name, value in facts.items() if value is not None},
+            session=record.session,
+        )
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _step(
+        self, record: ExperimentRecord, name: str, data: dict[str, Any] | None = None, **changes: Any
+    ) -> ExperimentRecord:
+        changed = record.model_copy(update=changes)
+        return self.ledger.advance(changed, Step(name=name, at=clock.now(), data=data or {}))
+
+    def _end(self, record: ExperimentRecord, refusal: Refusal) -> ExperimentRecord:
+        """A verdict without (all) the measurements; what still runs is stopped."""
+        ended = self._step(
+            record, "ended early", state="verdict", verdict=refusal.verdict, sentence=refusal.sentence,
+            advice=refusal.advice, failure_class=refusal.failure_class,
+        )  # fmt: skip
+        self._stop_runs(record)
+        return ended
+
+    def _stop_runs(self, record: ExperimentRecord) -> None:
+        for run in self.runs.list(states=LIVE, experiment=record.id, limit=100):
+            self.runs.stop(run.id, reason=f"{record.id} has ended", by="lab")
+
+    def _start(
+        self,
+        record: ExperimentRecord,
+        name: str,
+        purpose: Purpose,
+        arm: Arm | None,
+        config: Callable[[Arm], TrainingConfig],
+    ) -> RunRecord:
+        """The run of this name: found by its key, else started; again under another key if it was lost."""
+        assert arm is not None
+        for attempt in range(ATTEMPTS):
+            key = f"{record.id}/{name}" + (f"/again-{attempt}" if attempt else "")
+            if key in self._known:
+                run = self.runs.get(self._known[key])
+            else:
+                request = RunRequest(
+                    kind="recipe",
+                    name=f"{record.id} {name}",
+                    purpose=purpose,
+                    experiment=record.id,
+                    session=record.session,
+                    config=config(arm),
+                    recipe_dir=self._recipe_dir(arm),
+                )
+                run = self.runs.start(request, key=key)
+                self._known[key] = run.id
+            if run.state not in ("lost", "preempted"):
+                break
+        return run
+
+    def _recipe_dir(self, arm: Arm) -> Path:
+        return self.lineage.materialise(arm.commit)
+
+    def _failure(self, run: RunRecord, where: str) -> Refusal | None:
+        """Why a run that has ended gives no score; None when it succeeded."""
+        if run.state == "succeeded":
+            return None
+        if run.state in ("cancelled", "lost", "preempted"):
+            reason = f" ({run.reason})" if run.reason else ""
+            return Refusal("invalid", f"Invalid: {where} was {run.state}{reason}.", "propose it again")
+        finding = "timed_out" if run.state == "timed_out" else run.failure_class or "exit"
+        answer = gate.failure(finding, where, run.reason)
+        end = gate.log_end(self.workspace.root / run.folder)
+        advice = f"{answer.advice}\n\nEnd of {where}'s log:\n{end}" if end else answer.advice
+        return Refusal("crash", answer.sentence, advice, finding)
+
+
+def _seeded(index: int) -> Callable[[Arm], TrainingConfig]:
+    return lambda arm: configuration(arm, SEEDS[index])
+
+
+def _done(record: ExperimentRecord, name: str) -> bool:
+    return any(step.name == name for step in record.steps)
+
+
+def final_message(record: ExperimentRecord) -> str:
+    """The message of the experiment's commit: the verdict, its sentence, the numbers."""
+    lines = [f"{record.id} {record.verdict}: {record.hypothesis.statement}", "", record.sentence or "", ""]
+    if record.numbers:
+        n = record.numbers
+        lines += [
+            f"{record.hypothesis.metric}: candidate {n.candidate_mean:.6g} (n = {n.n_candidate}), "
+            f"control {n.control_mean:.6g} (n = {n.n_control}), noise {n.noise_sd:.4g}",
+            "",
+        ]
+    return "\n".join(lines) + f"Lab-Verdict: {record.verdict}\n" + trailers(record)

@@ -1,0 +1,224 @@
+"""Preflight: what can be known before a second of training is spent.
+
+The parent is committed, the change applied to its recipe.toml, the candidate committed and laid out; then settings,
+memory, earlier experiments and the effective fingerprint are looked at. Running it again gives the same commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import recipe
+from experiments.ledger import Ledger
+from experiments.lineage import Lineage
+from experiments.ports import Device, Fingerprinter, MemoryPort, RecipeFailure
+from experiments.record import Arm, Duplicate, ExperimentRecord, ParentRef, VerdictName
+from training.config import RECIPE_NAME, TrainingConfig, apply, load_config, load_recipe, value_of
+from training.size import parameter_counts, predict_memory
+from workspace.errors import LabError, Refused, Unavailable
+
+SETTLED = ("keep", "discard", "no_effect")  # verdicts after which a repetition needs to be meant
+NEAR = 0.75  # cosine similarity from which an earlier experiment is named
+QUALITY = ("val_bpb", "val_loss", "perplexity", "train_loss")  # metrics that follow from the mathematics
+SPEED = ("batch.rows", "compile")  # settings that change how fast the same mathematics is done
+BYTES_PER_WEIGHT = 12  # weight, gradient and one moment in float32: less than this no optimizer of ours needs
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A verdict reached without a run."""
+
+    verdict: VerdictName
+    sentence: str
+    advice: str | None = None
+    failure_class: str | None = None
+
+
+@dataclass
+class Preflight:
+    """Looks at one experiment after the other; everything it needs is given to it."""
+
+    lineage: Lineage
+    ledger: Ledger
+    fingerprint: Fingerprinter
+    memory: MemoryPort | None
+    device: Callable[[], Device | None]
+
+    def examine(self, record: ExperimentRecord) -> tuple[ExperimentRecord, Refusal | None]:
+        """The experiment with its parent, both arms and notes; and why it ends here, if it does.
+
+        Raises `Unavailable` when git or the fingerprint cannot be had now: try again.
+        """
+        try:
+            return self._examine(record)
+        except Unavailable:
+            raise
+        except LabError as error:
+            return record, Refusal("invalid", f"Invalid: {error}", error.fix)
+
+    def current(self, record: ExperimentRecord) -> bool:
+        """Is the parent chosen at preflight still what a new experiment would start from?"""
+        assert record.parent is not None
+        return self.lineage.parent(self.ledger.best()).commit == record.parent.commit
+
+    def _examine(self, record: ExperimentRecord) -> tuple[ExperimentRecord, Refusal | None]:
+        best = self.ledger.best()
+        parent = self.lineage.parent(best)
+        control_dir = self.lineage.materialise(parent.commit)
+        plain = load_recipe(control_dir)
+        control = with_budget(plain, record.budget)
+        candidate = apply(control, record.hypothesis.change)
+        text = control_dir / RECIPE_NAME
+        edited = recipe.edit(text.read_text(encoding="utf-8") if text.exists() else "", record.hypothesis.change)
+        commit = self.lineage.commit(
+            parent.commit, {RECIPE_NAME: edited.encode("utf-8")}, proposal_message(record), record.created_at
+        )
+        self.lineage.point(record.id, commit)
+        candidate_dir = self.lineage.materialise(commit)
+        if load_recipe(candidate_dir) != apply(plain, record.hypothesis.change):
+            raise Refused("the committed recipe does not say what was proposed", fix=f"mend {RECIPE_NAME}")
+        made_by = best.experiment if best and best.commit == parent.commit else None
+        record = record.model_copy(
+            update={
+                "parent": ParentRef(commit=parent.commit, base=parent.base, experiment=made_by),
+                "best_before": best.experiment if best else None,
+                "control": _arm(parent.commit, control, control_dir),
+                "candidate": _arm(commit, candidate, candidate_dir),
+                "yardstick": recipe.yardstick(control),
+                "notes": _add(record.notes, *parent.notes),
+            }
+        )
+        return self._look(record, control, candidate, control_dir, candidate_dir)
+
+    def _look(
+        self,
+        record: ExperimentRecord,
+        control: TrainingConfig,
+        candidate: TrainingConfig,
+        control_dir: Path,
+        candidate_dir: Path,
+    ) -> tuple[ExperimentRecord, Refusal | None]:
+        if control == candidate:
+            already = ", ".join(f"{key} is {value_of(control, key)!r}" for key in record.hypothesis.change)
+            return record, Refusal("no_effect", f"No effect: the parent already has it ({already}).")
+        record, refusal = self._repeats(record)
+        if refusal:
+            return record, refusal
+        record, refusal = self._fits(record, candidate, candidate_dir)
+        if refusal:
+            return record, refusal
+        try:
+            same = self.fingerprint(control, control_dir) == self.fingerprint(candidate, candidate_dir)
+        except RecipeFailure as error:
+            sentence = f"Crash: the recipe cannot be built: {error.problem.rstrip('.')}."
+            return record, Refusal("crash", sentence, error.fix or "mend the recipe and propose again", error.kind)
+        if same and not self._speed_counts(record, control):
+            sentence = (
+                f"No effect: {record.hypothesis.describe_change()} builds the same model, optimizer and schedule and "
+                "takes the same first steps as the parent."
+            )
+            return record, Refusal("no_effect", sentence, "change something the recipe reads")
+        if same:
+            note = "The mathematics is the parent's, to the digit: only speed or memory can differ."
+            record = record.model_copy(update={"notes": _add(record.notes, note)})
+        return self._alike(record), None
+
+    def _speed_counts(self, record: ExperimentRecord, control: TrainingConfig) -> bool:
+        """Can a change that leaves the mathematics alone still matter? In a budget of seconds, speed buys steps."""
+        if record.hypothesis.kind != "superiority" or record.hypothesis.metric not in QUALITY:
+            return True
+        return control.budget.kind == "seconds" and any(key in SPEED for key in record.hypothesis.change)
+
+    def _repeats(self, record: ExperimentRecord) -> tuple[ExperimentRecord, Refusal | None]:
+        assert record.control is not None and record.candidate is not None
+        earlier = self.ledger.same(record.control.digest, record.candidate.digest, record.id)
+        earlier = [r for r in earlier if r.hypothesis.metric == record.hypothesis.metric]
+        found = [Duplicate(experiment=r.id, verdict=r.verdict, sentence=r.sentence, exact=True) for r in earlier]
+        record = record.model_copy(update={"duplicates": found})
+        settled = [r for r in earlier if r.verdict in SETTLED]
+        if settled and record.hypothesis.repeat_of not in {r.id for r in earlier}:
+            last = settled[0]
+            advice = f"if something it rests on has changed, propose it again with repeat_of = {last.id!r} and say what"
+            return record, Refusal("invalid", f"Invalid: {last.id} tried exactly this ({last.sentence})", advice)
+        return record, None
+
+    def _fits(
+        self, record: ExperimentRecord, candidate: TrainingConfig, recipe_dir: Path
+    ) -> tuple[ExperimentRecord, Refusal | None]:
+        device = self.device()
+        if device is None or device.memory_bytes is None or (recipe_dir / "model.py").exists():
+            return record, None
+        least = BYTES_PER_WEIGHT * parameter_counts(candidate)["total"]
+        if least > device.memory_bytes:
+            sentence = (
+                f"Crash: the weights and their optimizer alone need {_gb(least)} of the {_gb(device.memory_bytes)} "
+                "there are; nothing was run."
+            )
+            return record, Refusal("crash", sentence, "take a smaller model", "oom")
+        estimate = predict_memory(candidate, device.backend).total
+        if estimate > 0.9 * device.memory_bytes:
+            note = f"Memory is estimated at {_gb(estimate)} of {_gb(device.memory_bytes)}: the test run will tell."
+            record = record.model_copy(update={"notes": _add(record.notes, note)})
+        return record, None
+
+    def _alike(self, record: ExperimentRecord) -> ExperimentRecord:
+        """Name what memory finds near; memory may be away, an experiment does not wait for it."""
+        if self.memory is None:
+            return record
+        query = f"{record.hypothesis.statement} {record.hypothesis.describe_change()}"
+        try:
+            hits = self.memory.search(query[:500], kinds=["experiment"], limit=5).hits
+        except LabError as error:
+            note = f"Earlier experiments were not searched for similar ones: {error.problem}."
+            return record.model_copy(update={"notes": _add(record.notes, note)})
+        named = {duplicate.experiment for duplicate in record.duplicates} | {record.id}
+        found = list(record.duplicates)
+        for hit in hits:
+            earlier = None if hit.id in named else self.ledger.get(hit.id)
+            if earlier is not None and (hit.similarity or 0.0) >= NEAR:
+                named.add(hit.id)
+                found.append(
+                    Duplicate(experiment=hit.id, verdict=earlier.verdict, sentence=earlier.sentence, exact=False)
+                )
+        return record.model_copy(update={"duplicates": found})
+
+
+def with_budget(config: TrainingConfig, budget: Mapping[str, Any] | None) -> TrainingConfig:
+    """`config` with another budget, {"kind": "seconds"|"steps", "amount": number}."""
+    if budget is None:
+        return config
+    return apply(config, {f"budget.{key}": value for key, value in budget.items()}, source="budget")
+
+
+def configuration(arm: Arm, seed: int) -> TrainingConfig:
+    """The settings of one run of an arm."""
+    return load_config({**arm.settings, "seed": seed}, source="experiment")
+
+
+def proposal_message(record: ExperimentRecord) -> str:
+    """The commit message before anything has run; the final one replaces it with the results."""
+    return f"{record.id}: {record.hypothesis.statement}\n\nUnder way.\n\n{trailers(record)}"
+
+
+def trailers(record: ExperimentRecord) -> str:
+    lines = [
+        f"Lab-Experiment: {record.id}",
+        f"Lab-Change: {record.hypothesis.describe_change()}",
+        f"Lab-Hypothesis: {record.hypothesis_hash}",
+    ]
+    return "\n".join(line.replace("\n", " ") for line in lines) + "\n"
+
+
+def _arm(commit: str, config: TrainingConfig, folder: Path) -> Arm:
+    return Arm(commit=commit, digest=recipe.digest(config, folder), settings=config.model_dump(mode="json"))
+
+
+def _add(notes: list[str], *more: str) -> list[str]:
+    return [*notes, *(note for note in more if note not in notes)]
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,428 @@
+"""An experiment from its proposal to its row, with runs that follow a script."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_runs import Script, ScriptedRuns, fingerprint, healthy
+from users_repository import git, make, untouchable
+
+from experiments.lab import Experiments
+from experiments.ports import Device, RecipeFailure
+from experiments.record import ExperimentRecord
+from experiments.verdict import SEEDS
+from sessions.notebook import Notebook
+from training.config import TrainingConfig
+from training.runs.records import RunRequest
+from workspace.database import Database
+from workspace.errors import NotFound, Refused, Unavailable
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+from workspace.settings import Settings
+
+BETTER = {
+    "statement": "Halving optimizer.matrix_lr lowers val_bpb by at least 0.01",
+    "change": {"optimizer.matrix_lr": 0.02},
+    "direction": "lower",
+    "smallest_effect": 0.01,
+    "why": "the default is tuned for larger models",
+    "category": "optimizer",
+}
+WORSE = BETTER | {"statement": "A deeper model.depth of 6 lowers val_bpb", "change": {"model.depth": 6}}
+TINY = BETTER | {"statement": "A longer schedule.warmdown lowers val_bpb", "change": {"schedule.warmdown": 0.6},
+                 "smallest_effect": 0.001}  # fmt: skip
+
+
+class Bench:
+    """A workspace with everything the experiments need; `again()` is a new service on the same workspace."""
+
+    def __init__(
+        self, root: Path, script: Callable[[RunRequest, str], dict[str, Any]] = healthy, **options: Any
+    ) -> None:
+        self.workspace: Workspace = make(root)
+        self.runs = ScriptedRuns(root, script)
+        self.options = {"fingerprint": fingerprint, "device": lambda: Device("cpu", 8 * 10**9)} | options
+        self.again()
+
+    def again(self) -> Experiments:
+        self.database = Database(self.workspace.database_file)
+        self.outbox = Outbox(self.database)
+        self.notebook = Notebook(self.workspace, self.database, self.outbox)
+        self.lab = Experiments(
+            self.workspace, Settings(), self.database, self.outbox, self.runs, self.options.get("memory"),
+            self.notebook, **{k: v for k, v in self.options.items() if k != "memory"},
+        )  # fmt: skip
+        return self.lab
+
+    def finish(self, limit: int = 200) -> None:
+        for _ in range(limit):
+            self.lab.tick()
+            self.runs.step()
+            if not self.lab.busy():
+                return
+        raise AssertionError(f"not finished: {[(r.id, r.state) for r in self.lab.ledger.open()]}")
+
+    def conclude(self, claim: dict[str, Any], **options: Any) -> ExperimentRecord:
+        proposed = self.lab.propose(claim, **options)
+        self.finish()
+        return self.lab.get(proposed.id)
+
+    def rows(self) -> list[dict[str, str]]:
+        text = self.workspace.results_file.read_text()
+        return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+
+    def posted(self, topic: str) -> int:
+        return len(self.database.query("SELECT id FROM outbox WHERE topic = ?", (topic,)))
+
+    def notes(self, experiment: str) -> int:
+        return sum(s.read_text().count(f'"{experiment}/verdict"') for s in self.workspace.journal_dir.glob("*.jsonl"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "lab")
+
+
+def test_a_better_change_is_kept_committed_tabled_and_told(bench: Bench) -> None:
+    root = bench.workspace.root
+    before = untouchable(root)
+    record = bench.conclude(BETTER, conversation="chat-1")
+    assert untouchable(root) == before
+
+    assert record.verdict == "keep" and record.state == "done" and record.is_best
+    assert record.numbers is not None and record.numbers.low > 0
+    assert record.numbers.effect == pytest.approx(0.05, abs=0.01)
+    # a fifth of the budget first; then control and candidate in turn, with the same seeds
+    assert bench.runs.order == [
+        f"{record.id}/{name}" for name in ("test", "control/1", "candidate/1", "control/2", "control/3", "candidate/2")
+    ]
+    requests = [bench.runs.requests[bench.runs.keys[key]] for key in bench.runs.order]
+    configs = [request.config for request in requests]
+    assert all(isinstance(config, TrainingConfig) for config in configs)
+    assert [c.budget.amount for c in configs] == [12.0, 60.0, 60.0, 60.0, 60.0, 60.0]  # type: ignore[union-attr]
+    assert [c.seed for c in configs[1:]] == [SEEDS[i] for i in (0, 0, 1, 2, 1)]  # type: ignore[union-attr]
+    assert (requests[2].recipe_dir / "recipe.toml").read_text() == "[optimizer]\nmatrix_lr = 0.02  # tuned\n"  # type: ignore[operator]
+    assert (requests[1].recipe_dir / "recipe.toml").read_text() == "[optimizer]\nmatrix_lr = 0.04  # tuned\n"  # type: ignore[operator]
+
+    assert record.commit and git(root, "rev-parse", "lab/exp-0001", "lab/best").split() == [record.commit] * 2
+    assert git(root, "rev-list", "--count", f"main..{record.commit}") == "1"
+    message = git(root, "show", "-s", "--format=%B", record.commit)
+    assert (
+        message.startswith("exp-0001 keep: Halving") and "Lab-Verdict: keep" in message and record.sentence in message
+    )  # type: ignore[operator]
+
+    (row,) = bench.rows()
+    assert list(row)[:5] == ["commit", "val_bpb", "memory_gb", "status", "description"]
+    assert row["status"] == "keep" and row["commit"] == record.commit[:7] and row["memory_gb"] == "1.0"
+    assert float(row["val_bpb"]) == pytest.approx(record.numbers.candidate_mean, abs=1e-6)
+    assert bench.posted("experiment.proposed") == bench.posted("experiment.ended") == bench.notes(record.id) == 1
+    folder = bench.workspace.experiment_dir(record.id)
+    assert {f.name for f in folder.iterdir()} == {
+        "experiment.json", "hypothesis.md", "results.json", "report.md", "change.patch"
+    }  # fmt: skip
+    assert "+matrix_lr = 0.02" in (folder / "change.patch").read_text()
+    assert record.sentence in (folder / "report.md").read_text()  # type: ignore[operator]
+    assert ExperimentRecord.model_validate_json((folder / "results.json").read_text()) == record
+
+
+def test_a_worse_change_is_discarded_after_one_run(bench: Bench) -> None:
+    record = bench.conclude(WORSE)
+    assert record.verdict == "discard" and len(record.scored("candidate")) == 1
+    assert git(bench.workspace.root, "for-each-ref", "refs/heads/lab/best") == ""
+    assert bench.rows()[0]["status"] == "discard"
+
+
+def test_what_noise_hides_is_undecided_after_the_last_pair(bench: Bench) -> None:
+    record = bench.conclude(TINY)
+    assert record.verdict == "inconclusive" and "pairs would be needed" in (record.sentence or "")
+    assert list(record.scored("control")) == list(record.scored("candidate")) == [0, 1, 2, 3, 4, 5]
+    looks = [step.name for step in record.steps if step.name.startswith("look")]
+    assert looks == [f"look {n}" for n in range(1, 7)]  # one look per candidate run: no more chances than paid for
+    assert bench.rows()[0]["verdict"] == "inconclusive" and bench.rows()[0]["status"] == "discard"
+
+
+def failing(purpose: str, **course: Any) -> Script:
+    return lambda request, key: course if request.purpose == purpose else healthy(request, key)
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        ("oom", "halve batch.rows"),
+        ("nan", "grad_clip"),
+        ("import", "own code"),
+        ("signal", "killed"),
+        ("stalled", "load"),
+    ],
+)
+def test_a_failed_test_run_is_a_crash_and_no_full_run_starts(tmp_path: Path, failure: str, advice: str) -> None:
+    log = "step 3\nTraceback\nRuntimeError: \x1b[31mbad\x1b[0m hf_" + "a1" * 20
+    course = {"state": "failed", "failure_class": failure, "reason": "it broke", "log": log}
+    bench = Bench(tmp_path / "lab", failing("test", **course))
+    record = bench.conclude(BETTER)
+    assert record.verdict == "crash" and record.failure_class == failure
+    assert advice in (record.advice or "") and "RuntimeError" in (record.advice or "")
+    assert "\x1b" not in (record.advice or "") and "a1a1a1" not in (record.advice or "")
+    assert bench.runs.order == ["exp-0001/test"]
+    (row,) = bench.rows()
+    assert row["status"] == "crash" and float(row["val_bpb"]) == 0 and row["commit"]
+
+
+def test_a_flat_loss_does_not_pass_the_gate(tmp_path: Path) -> None:
+    flat = {"state": "succeeded", "summary": {"val_bpb": 3.0}, "losses": [8.3 + 0.001 * (i % 3) for i in range(40)]}
+    record = Bench(tmp_path / "lab", failing("test", **flat)).conclude(BETTER)
+    assert (record.verdict, record.failure_class) == ("crash", "loss_flat")
+
+
+def test_a_metric_no_run_reports_is_invalid_before_the_full_runs(bench: Bench) -> None:
+    record = bench.conclude(BETTER | {"metric": "accuracy"})
+    assert record.verdict == "invalid" and "did not report accuracy; it reported" in (record.sentence or "")
+    assert "depth" not in (record.sentence or "")  # True is not a number
+    assert bench.runs.order == ["exp-0001/test"]
+
+
+def test_a_candidate_that_diverges_in_the_full_run_is_a_crash_and_the_rest_is_stopped(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "lab", failing("candidate", state="failed", failure_class="nan"))
+    record = bench.lab.propose(BETTER)
+    for _ in range(200):
+        bench.lab.tick()
+        bench.runs.step(1 if len(bench.runs.records) < 3 else 2)  # the later controls are still waiting
+        if not bench.lab.busy():
+            break
+    record = bench.lab.get(record.id)
+    assert (record.verdict, record.failure_class) == ("crash", "nan")
+    assert all(run.ended for run in bench.runs.records.values())
+
+
+def test_a_parent_that_fails_makes_the_experiment_invalid(tmp_path: Path) -> None:
+    record = Bench(tmp_path / "lab", failing("control", state="failed", failure_class="oom")).conclude(BETTER)
+    assert record.verdict == "invalid" and "parent itself" in (record.sentence or "")
+
+
+def test_a_lost_run_is_made_again_and_a_stopped_one_is_not(tmp_path: Path) -> None:
+    def script(request: RunRequest, key: str) -> dict[str, Any]:
+        return {"state": "lost"} if key == "exp-0001/candidate/1" else healthy(request, key)
+
+    bench = Bench(tmp_path / "lab", script)
+    assert bench.conclude(BETTER).verdict == "keep"
+    assert "exp-0001/candidate/1/again-1" in bench.runs.order
+
+    stopped = Bench(tmp_path / "other", failing("candidate", state="cancelled", reason="by hand")).conclude(BETTER)
+    assert stopped.verdict == "invalid" and "by hand" in (stopped.sentence or "")
+
+
+def test_no_effect_by_settings_and_by_fingerprint(bench: Bench) -> None:
+    already = bench.conclude(BETTER | {"change": {"optimizer.matrix_lr": 0.04}})
+    assert already.verdict == "no_effect" and "already" in (already.sentence or "")
+    unread = bench.conclude(BETTER | {"change": {"model.softcap": 20.0}})
+    assert unread.verdict == "no_effect" and "same model" in (unread.sentence or "")
+    assert bench.runs.order == [] and unread.commit is not None
+    assert [row["verdict"] for row in bench.rows()] == ["no_effect", "no_effect"]
+
+
+def test_speed_counts_where_the_budget_is_in_seconds(bench: Bench) -> None:
+    bench.options["fingerprint"] = lambda config, folder: fingerprint(config.model_copy(update={"batch": None}), folder)
+    bench.again()
+    claim = BETTER | {"statement": "Fewer batch.rows lower val_bpb", "change": {"batch.rows": 8}}
+    assert bench.conclude(claim).verdict in ("discard", "inconclusive")
+    assert bench.conclude(claim, budget={"kind": "steps", "amount": 50}).verdict == "no_effect"
+
+
+def test_a_recipe_that_cannot_be_built_crashes_without_a_run(tmp_path: Path) -> None:
+    def broken(config: TrainingConfig, folder: Path) -> Any:
+        raise RecipeFailure("model.py: SyntaxError", kind="import")
+
+    bench = Bench(tmp_path / "lab", fingerprint=broken)
+    record = bench.conclude(BETTER)
+    assert (record.verdict, record.failure_class) == ("crash", "import") and bench.runs.order == []
+
+
+def test_a_model_that_cannot_fit_crashes_without_a_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "lab", device=lambda: Device("cuda", 10**9))
+    record = bench.conclude(WORSE | {"change": {"model.depth": 100, "model.width": 4096}})
+    assert (record.verdict, record.failure_class) == ("crash", "oom") and bench.runs.order == []
+
+
+def test_a_repetition_names_what_came_of_it_and_must_be_meant(bench: Bench) -> None:
+    first = bench.conclude(WORSE)
+    again = bench.conclude(WORSE)
+    assert again.verdict == "invalid" and first.id in (again.sentence or "") and "repeat_of" in (again.advice or "")
+    meant = bench.conclude(WORSE | {"repeat_of": first.id})
+    assert meant.verdict == "discard" and meant.duplicates[0].experiment in (first.id, again.id)
+    with pytest.raises(NotFound):
+        bench.lab.propose(WORSE | {"repeat_of": "exp-9999"})
+
+
+def test_controls_of_the_same_session_are_borrowed_and_its_winners_are_not(bench: Bench) -> None:
+    first = bench.conclude(WORSE)
+    second = bench.conclude(TINY)
+    borrowed = {score.run: score.borrowed_from for score in second.scores if score.borrowed_from}
+    assert set(borrowed.values()) == {first.id} and len(borrowed) == 3
+    assert "exp-0002/control/1" not in bench.runs.order and "exp-0002/control/4" in bench.runs.order
+    kept = bench.conclude(BETTER)
+    assert kept.verdict == "keep"
+    after = bench.conclude(WORSE | {"change": {"model.depth": 5}})
+    assert after.parent is not None and after.parent.experiment == kept.id
+    assert not any(score.borrowed_from for score in after.scores)
+    assert after.numbers is not None and after.numbers.df > len(after.scores) - 2  # earlier controls' spread counts
+
+
+def test_one_experiment_measures_at_a_time_and_the_next_starts_from_the_new_best(bench: Bench) -> None:
+    first, second = bench.lab.propose(BETTER), bench.lab.propose(WORSE)
+    for _ in range(6):
+        bench.lab.tick()
+    assert bench.lab.get(second.id).state == "ready" and bench.lab.get(first.id).state in ("test_run", "gate")
+    bench.finish()
+    kept, other = bench.lab.get(first.id), bench.lab.get(second.id)
+    assert kept.verdict == "keep" and other.parent is not None and other.parent.commit == kept.commit
+    assert "parent moved" in [step.name for step in other.steps]
+    assert any("parent has changed" in note for note in other.notes)
+
+
+def test_the_users_edit_of_the_recipe_makes_a_new_parent(bench: Bench) -> None:
+    kept = bench.conclude(BETTER)
+    (bench.workspace.recipe_dir / "recipe.toml").write_text("[optimizer]\nmatrix_lr = 0.03\n")
+    record = bench.conclude(WORSE)
+    assert record.parent is not None and record.parent.commit != kept.commit and record.parent.experiment is None
+    assert record.control is not None and record.control.settings["optimizer"]["matrix_lr"] == 0.03
+
+
+def test_skipping_the_test_run_needs_a_reason_and_is_recorded(bench: Bench) -> None:
+    with pytest.raises(Refused, match="reason"):
+        bench.lab.propose(BETTER, skip_test_run="yes")
+    record = bench.conclude(BETTER, skip_test_run="exp-0000 ran the same yesterday")
+    assert record.verdict == "keep" and "exp-0001/test" not in bench.runs.order
+    assert "No test run: exp-0000 ran the same yesterday" in record.notes
+
+
+def test_a_budget_of_its_own_holds_for_both_arms(bench: Bench) -> None:
+    record = bench.conclude(BETTER, budget={"kind": "steps", "amount": 40})
+    budgets = {k: r.config.budget for k, r in bench.runs.requests.items()}  # type: ignore[union-attr]
+    assert [b.amount for b in budgets.values()] == [8.0] + [40.0] * 5 and record.verdict == "keep"
+    with pytest.raises(Refused, match="budget"):
+        bench.lab.propose(BETTER, budget={"kind": "steps", "amount": -1})
+    with pytest.raises(Refused, match="kind and amount"):
+        bench.lab.propose(BETTER, budget={"seconds": 10})
+
+
+def test_the_same_quality_in_half_the_time(bench: Bench) -> None:
+    claim = BETTER | {
+        "statement": "Half the budget.amount gives the same val_bpb within 0.01",
+        "change": {"budget.amount": 30},
+        "kind": "non_inferiority",
+        "smallest_saving": 0.3,
+    }
+    record = bench.conclude(claim)
+    assert record.verdict == "keep" and record.saving is not None and record.saving.effect == pytest.approx(0.5)
+
+
+def test_cancelling(bench: Bench) -> None:
+    record = bench.lab.propose(BETTER)
+    for _ in range(4):
+        bench.lab.tick()
+    assert bench.lab.cancel(record.id, "ada").cancelled_by == "ada"
+    bench.finish()
+    record = bench.lab.get(record.id)
+    assert record.verdict == "invalid" and "cancelled by ada" in (record.sentence or "")
+    assert [run.state for run in bench.runs.records.values()] == ["cancelled"]
+    assert bench.lab.cancel(record.id).verdict == "invalid"  # too late, and harmless
+
+
+def test_wrong_settings_are_refused_at_once(bench: Bench) -> None:
+    with pytest.raises(Refused, match=r"optimizer\.matrix_lr"):
+        bench.lab.propose(BETTER | {"change": {"optimizer.matrix_rl": 0.02}})
+    with pytest.raises(Refused, match="at most 128"):
+        bench.lab.propose(WORSE | {"change": {"model.depth": 1000}})
+    with pytest.raises(Refused, match="multiple"):
+        bench.lab.propose(WORSE | {"change": {"model.width": 250}})
+    assert bench.lab.list() == []
+
+
+def test_the_same_key_is_the_same_experiment(bench: Bench) -> None:
+    assert bench.lab.propose(BETTER, key="k").id == bench.lab.propose(BETTER, key="k").id == "exp-0001"
+    assert bench.posted("experiment.proposed") == 1
+
+
+def test_looking_back(bench: Bench) -> None:
+    bench.conclude(WORSE)
+    bench.conclude(BETTER)
+    bench.conclude(TINY)
+    lab = bench.lab
+    assert [r.id for r in lab.list()] == ["exp-0003", "exp-0002", "exp-0001"]
+    assert [r.id for r in lab.list(before="exp-0002")] == ["exp-0001"]
+    assert [r.id for r in lab.list(verdict="keep")] == [r.id for r in lab.leaderboard()] == ["exp-0002"]
+    assert [r.id for r in lab.list(text="DEEPER depth")] == ["exp-0001"] and lab.list(text="100%") == []
+    with pytest.raises(Refused, match="keep"):
+        lab.list(verdict="kept")
+    with pytest.raises(NotFound, match="exp-0003"):
+        lab.get("exp-003")
+    survey = lab.overview()
+    assert survey.best is not None and survey.best.experiment == "exp-0002" and survey.best.score is not None
+    assert [line.experiment for line in survey.last_learnt] == ["exp-0003", "exp-0002", "exp-0001"]
+    assert survey.running == survey.queue == [] and survey.next and survey.counts["keep"] == 1
+    proposed = lab.propose(WORSE | {"change": {"model.depth": 7}})
+    assert [line.experiment for line in lab.overview().queue] == [proposed.id]
+
+
+def test_memory_names_similar_experiments_and_its_absence_holds_nothing_up(tmp_path: Path) -> None:
+    class Hit:
+        id, similarity = "exp-0001", 0.9
+
+    class Memory:
+        away = False
+
+        def search(self, text: str, /, kinds: Any = None, limit: int = 8) -> Any:
+            if self.away:
+                raise Unavailable("memory is starting")
+            return type("Page", (), {"hits": [Hit()]})()
+
+    memory = Memory()
+    bench = Bench(tmp_path / "lab", memory=memory)
+    bench.conclude(WORSE)
+    near = bench.conclude(WORSE | {"change": {"model.depth": 5}})
+    assert [(d.experiment, d.verdict, d.exact) for d in near.duplicates] == [("exp-0001", "discard", False)]
+    memory.away = True
+    record = bench.conclude(WORSE | {"change": {"model.depth": 7}})
+    assert record.verdict == "discard" and any("memory is starting" in note for note in record.notes)
+
+
+def test_tabs_and_lines_do_not_break_the_table(bench: Bench) -> None:
+    bench.conclude(WORSE | {"statement": "A deeper\tmodel.depth of 6\nlowers val_bpb"})
+    assert len(bench.workspace.results_file.read_text().splitlines()) == 2
+    assert bench.rows()[0]["description"] == "A deeper model.depth of 6 lowers val_bpb"
+
+
+def test_the_ledger_is_rebuilt_from_the_folders(bench: Bench) -> None:
+    kept, worse = bench.conclude(BETTER), bench.conclude(WORSE)
+    bench.lab.propose(TINY)
+    for _ in range(8):
+        bench.lab.tick()
+        bench.runs.step()
+    table = bench.workspace.results_file.read_text()
+    bench.database.close()
+    for file in bench.workspace.state_dir.glob("lab.db*"):
+        file.unlink()
+    lab = bench.again()
+    assert lab.get(kept.id) == kept and lab.get(worse.id) == worse
+    assert lab.ledger.best() is not None and lab.overview().best.experiment == kept.id  # type: ignore[union-attr]
+    bench.finish()  # and the open one goes on
+    assert lab.get("exp-0003").verdict in ("discard", "inconclusive")
+    assert bench.workspace.results_file.read_text().startswith(table)
+    assert lab.propose(WORSE | {"change": {"model.depth": 8}}).id == "exp-0004"
+
+
+def test_an_error_of_the_labs_own_ends_one_experiment_only(tmp_path: Path) -> None:
+    def odd(config: TrainingConfig, folder: Path) -> Any:
+        if config.model.depth == 6:
+            raise ZeroDivisionError
+        return fingerprint(config, folder)
+
+    bench = Bench(tmp_path / "lab", fingerprint=odd)
+    bad, good = bench.lab.propose(WORSE), bench.lab.propose(BETTER)
+    bench.finish()
+    assert bench.lab.get(bad.id).verdict == "invalid" and "ZeroDivisionError" in (bench.lab.get(bad.id).sentence or "")
+    assert bench.lab.get(good.id).verdict == "keep"
