@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from killed_child import START, Child
 
-from tests.workspace.killed import START, Child
 from workspace import database as module
 from workspace.database import Database
 from workspace.errors import Unavailable

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killed_child import Child
 
-from tests.workspace.killed import Child
 from workspace import durable
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent
 START = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
 
 
