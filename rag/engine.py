@@ -30,6 +30,7 @@ from workspace.errors import NotFound, Unavailable
 from workspace.layout import Workspace
 
 SHOWN_PROBLEMS = 20
+FRESH_S = 6.0  # the very first search of a new workspace waits so long for the starter shelf
 SLOW_LOAD_S = 1.5  # a search waits so long for the embedder, then answers by words
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,9 @@ class Engine:
 
     def search(self, query: Query) -> SearchPage:
         self._loaded.wait(SLOW_LOAD_S)
+        if self.generations.fresh:
+            self.indexer.wait_idle(FRESH_S)
+            self.generations.fresh = False
         page = search(query, self.generations, self._embedder if self._loaded.is_set() else None, self.floor)
         partial = self._partial()
         return replace(page, partial=partial) if partial else page

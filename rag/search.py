@@ -1,4 +1,4 @@
-"""Answering a query: both rankings fused, what is not evidence left out, near-duplicates folded, quotes cut."""
+"""Answering a query: ranked, what is not evidence left out, near-duplicates folded, quotes cut."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rag import fusion
 from rag.embedding.embedder import Embedder
 from rag.index.generation import Generations
 from rag.index.store import Narrowing, Passage, Store
 from rag.query import DEEPEST, Query, seconds
 from rag.quote import quote
+from rag.ranking import Ranked, rank
 from rag.records import Hit, SearchPage
 
-DEPTH = 100  # passages taken from each ranking
 PER_DOCUMENT = 2
 SAME = 0.8  # share of common five-word runs from which two passages count as the same
-COVERAGE = 0.5  # share of the query's words a passage must hold to count without similarity
+COVERAGE = 0.6  # share of the query's words a passage must hold to count without similarity
 NEAREST = 3  # titles named when nothing is relevant
 
 
@@ -53,6 +52,12 @@ class _Stores:
                 merged.setdefault(name, score)
         return sorted(merged.items(), key=lambda pair: -pair[1])[:limit]
 
+    def dense(self, vector: Sequence[float], limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
+        return self.new.dense(vector, limit, narrowing)
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, list[float]]:
+        return self.new.vectors(ids)
+
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         found: dict[str, Passage] = {}
         for store in reversed(self.all):
@@ -66,20 +71,13 @@ def search(query: Query, generations: Generations, embedder: Embedder | None, fl
     stores = _Stores(generations)
     narrowing = Narrowing(query.kinds, query.tags, seconds(query.since), seconds(query.until, after=True))
     vector = embedder.embed([query.text])[0].tolist() if embedder is not None else None
-    dense = stores.new.dense(vector, DEPTH, narrowing) if vector is not None else []
-    words = stores.words(query.text, DEPTH, narrowing)
-    similarity = dict(dense)
-    if vector is not None and (rest := tuple(name for name, _ in words if name not in similarity)):
-        similarity |= dict(stores.new.dense(vector, len(rest), Narrowing(ids=rest)))
-    fused = fusion.reciprocal_ranks([dense, words])
-    order = sorted(fused, key=lambda name: (-fused[name], name))
-    found = _Gatherer(query, stores, fused, similarity, floor)
-    kept = found.gather(order, query.offset + query.limit + 1)
+    ranked = rank(query.text, vector, stores, narrowing, floor)
+    found = _Gatherer(query, stores, ranked, floor)
+    kept = found.gather(query.offset + query.limit + 1)
     shown = kept[query.offset : query.offset + query.limit]
     end = query.offset + len(shown)
-    top = len([ranking for ranking in (dense, words) if ranking]) / (fusion.RRF_K + 1)
     return SearchPage(
-        hits=[found.hit(one, top) for one in shown],
+        hits=[found.hit(one) for one in shown],
         next_cursor=query.cursor(end) if len(kept) > end and end < DEEPEST else None,
         note="" if shown else _nothing(query),
         nearest=[] if shown or query.offset else found.nearest(),
@@ -95,14 +93,11 @@ def _nothing(query: Query) -> str:
 
 
 class _Gatherer:
-    """Walks down the fused ranking and keeps what should be shown."""
+    """Walks down the ranking and keeps what should be shown."""
 
-    def __init__(
-        self, query: Query, stores: _Stores, fused: dict[str, float], similarity: dict[str, float], floor: float
-    ) -> None:
+    def __init__(self, query: Query, stores: _Stores, ranked: Ranked, floor: float) -> None:
         self.stores = stores
-        self.fused = fused
-        self.similarity = similarity
+        self.ranked = ranked
         self.floor = floor
         self.tokens = stores.new.tokens
         self.words: dict[int, str] = {}  # the query's tokens, each with the word it came from
@@ -111,10 +106,10 @@ class _Gatherer:
                 self.words.setdefault(token, word)
         self.weak: list[_Found] = []
 
-    def gather(self, order: Sequence[str], wanted: int) -> list[_Found]:
+    def gather(self, wanted: int) -> list[_Found]:
         kept: list[_Found] = []
         per_document: dict[str, int] = {}
-        for one in self._candidates(order):
+        for one in self._candidates(self.ranked.order):
             if not one.is_evidence(self.floor):
                 self.weak.append(one)
                 continue
@@ -143,14 +138,14 @@ class _Gatherer:
                 words = [word for token, word in self.words.items() if token in present]
                 coverage = len(words) / len(self.words) if self.words else 0.0
                 shingles = _shingles(passage.text)
-                similarity = self.similarity.get(name)
-                yield _Found(passage, self.fused[name], similarity, words, coverage, shingles=shingles)
+                similarity = self.ranked.similarity.get(name)
+                yield _Found(passage, self.ranked.scores[name], similarity, words, coverage, shingles=shingles)
 
     def nearest(self) -> list[str]:
         self.weak.sort(key=lambda one: -(one.similarity or 0.0))
         return list(dict.fromkeys(one.passage.title for one in self.weak))[:NEAREST]
 
-    def hit(self, one: _Found, top: float) -> Hit:
+    def hit(self, one: _Found) -> Hit:
         passage = one.passage
         reasons = [f"similarity {one.similarity:.2f}"] if one.similarity is not None else []
         if one.words:
@@ -164,7 +159,7 @@ class _Gatherer:
             page=passage.page,
             section=passage.section,
             date=passage.date,
-            score=round(min(1.0, one.score / top), 4) if top else 0.0,
+            score=round(one.score, 4),
             why="; ".join(reasons),
             similarity=None if one.similarity is None else round(one.similarity, 4),
             tags=list(passage.tags),

