@@ -95,8 +95,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     for folder in (path, path / "checkpoints"):
         newest = folder if (folder / STATE).is_file() else next(iter(_folders(folder)[::-1]), None)
         if newest is not None:
-            state = durable.read_json(newest / STATE)
-            config = durable.read_json(newest / "config.json")
+            state: Any = durable.read_json(newest / STATE)
+            config: Any = durable.read_json(newest / "config.json")
             return Checkpoint(newest, state, load_config(config, source=f"{newest.name}/config.json"))
     raise NotFound(f"there is no checkpoint in {path.name}", fix="start the run anew")
 

@@ -36,7 +36,9 @@ class ModelConfig(Section):
     mlp_ratio: int = Field(4, ge=1, le=16, description="width of the MLP's hidden layer in units of width")
     activation: Literal["relu2", "gelu", "silu"] = Field("relu2", description="non-linearity of the MLP")
     windows: str = Field(
-        "SSSL", pattern="^[SL]{1,64}$", description="attention window by layer, repeated: S short, L full; last always L"
+        "SSSL",
+        pattern="^[SL]{1,64}$",
+        description="attention window by layer, repeated: S short, L full; last always L",
     )
     short_window: float = Field(0.5, gt=0, le=1, description="length of the short window as a fraction of the context")
     rope_base: float = Field(10000.0, ge=100, le=1e8, description="longest wavelength of the rotary positions")
@@ -78,7 +80,9 @@ class DataConfig(Section):
     files: tuple[str, ...] = Field(
         (), description="corpus 'files': .txt .md .py .jsonl .parquet files or folders, inside the workspace"
     )
-    text_field: str = Field("text", min_length=1, description="which field of .jsonl, .parquet and hub rows is the text")
+    text_field: str = Field(
+        "text", min_length=1, description="which field of .jsonl, .parquet and hub rows is the text"
+    )
     max_bytes: int = Field(12_000_000, ge=10_000, le=10**12, description="bytes of text used, at most")
     vocab_size: int = Field(4096, ge=BYTE_VOCABULARY, le=2**20, description="tokens, the 256 bytes and BOS included")
     context: int = Field(256, ge=8, le=2**20, description="tokens a row holds")
@@ -93,7 +97,9 @@ class BatchConfig(Section):
 
 class BudgetConfig(Section):
     kind: Literal["seconds", "steps"] = Field("seconds", description="what the budget counts")
-    amount: float = Field(60.0, gt=0, le=10**9, description="training seconds (start-up, evaluation excluded), or steps")
+    amount: float = Field(
+        60.0, gt=0, le=10**9, description="training seconds (start-up, evaluation excluded), or steps"
+    )
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
@@ -103,7 +109,9 @@ class BudgetConfig(Section):
 
 
 class EvaluationConfig(Section):
-    bytes: int = Field(300_000, ge=1000, le=10**10, description="validation text of the final evaluation, in whole documents")
+    bytes: int = Field(
+        300_000, ge=1000, le=10**10, description="validation text of the final evaluation, in whole documents"
+    )
     quick_bytes: int = Field(40_000, ge=1000, le=10**10, description="validation text of a quick evaluation")
     quick_count: int = Field(4, ge=0, le=1000, description="quick evaluations, spread evenly over the budget")
     sample_tokens: int = Field(96, ge=0, le=100_000, description="length of the sample in the summary; 0 = none")

@@ -73,7 +73,7 @@ def documents(corpus: Corpus, max_bytes: int) -> list[str]:
 
 
 def cut(text: str, limit: int) -> Iterator[str]:
-    """Pieces of at most `limit` characters that together are `text`, cut at blank lines or lines where there are any."""
+    """Pieces of at most `limit` characters that together are `text`, cut at blank lines, else lines, else anywhere."""
     start = 0
     while len(text) - start > limit:
         end = start + limit
@@ -108,7 +108,9 @@ def _standard_library(data: DataConfig) -> Corpus:
     found: list[tuple[str, Path]] = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith("config-")]
-        found += [((Path(folder) / n).relative_to(root).as_posix(), Path(folder) / n) for n in names if n.endswith(".py")]
+        found += [
+            ((Path(folder) / n).relative_to(root).as_posix(), Path(folder) / n) for n in names if n.endswith(".py")
+        ]
     # in an order that has nothing to do with names, so that a cap takes a fair part of everything
     found.sort(key=lambda entry: hashlib.sha256(entry[0].encode()).digest())
     digest, contents, total = hashlib.sha256(b"python-stdlib"), [], 0
@@ -213,8 +215,10 @@ def _hub(data: DataConfig, allow_network: bool) -> Corpus:
     try:
         stream = datasets.load_dataset(name, revision=revision or None, split="train", streaming=True)
         commit = getattr(stream.info, "download_checksums", None)
-    except Exception as error:  # noqa: BLE001  the library raises its own, requests' and fsspec's errors alike
-        raise DataProblem(f"data set {name!r} could not be opened: {type(error).__name__}", fix="check name, network") from error
+    except Exception as error:
+        raise DataProblem(
+            f"data set {name!r} could not be opened: {type(error).__name__}", fix="check name, network"
+        ) from error
 
     def read() -> Iterator[str]:
         for number, row in enumerate(stream):

@@ -48,7 +48,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     T = q.size(2)
     if window >= T:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    queries, keys, values = q.split(window, dim=2), k.split(window, dim=2), v.split(window, dim=2)
+    queries, keys, values = (torch.split(x, window, dim=2) for x in (q, k, v))
     mask = window_mask(window, q.device)
     outputs = [F.scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True)]
     for i in range(1, len(queries)):
@@ -169,7 +169,7 @@ class GPT(nn.Module):
     def features(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, C), what the head reads."""
         T = tokens.size(1)
-        assert T <= self.cos.size(1), f"{T} tokens are more than the context of {self.cos.size(1)}"
+        assert self.cos.size(1) >= T, f"{T} tokens are more than the context of {self.cos.size(1)}"
         x = norm(self.embedding(tokens))
         if torch.is_autocast_enabled(x.device.type):  # the residual stream in the format of the matrix products
             x = x.to(torch.get_autocast_dtype(x.device.type))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ POLAR_EXPRESS = (
 )
 REFERENCE_WIDTH = 768  # the width at which the AdamW rates are quoted; they scale with width ** -0.5
 ADAM_EPS = 1e-10
+# At the first step every output projection is zero, so a scalar's gradient is zero but for rounding, about 1e-10; an
+# eps of that size would make a full step of the noise, different on every machine. Later gradients are far above this.
+SCALAR_EPS = 1e-6
 
 
 def orthogonalize(g: Tensor, steps: int) -> Tensor:
@@ -41,7 +44,7 @@ def orthogonalize(g: Tensor, steps: int) -> Tensor:
     for a, b, c in POLAR_EXPRESS[:steps]:
         square = x @ x.mT
         x = a * x + (b * square + c * (square @ square)) @ x
-    return (x.mT if tall else x).to(g.dtype)
+    return cast(Tensor, (x.mT if tall else x).to(g.dtype))
 
 
 def muon_step(parameters: list[Tensor], state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -102,7 +105,7 @@ class MuonAdamW(torch.optim.Optimizer):
             count = state["step"].item()
             state["first"].lerp_(p.grad, 1 - beta1)
             state["second"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            root = (state["second"] / (1 - beta2**count)).sqrt_().add_(ADAM_EPS)
+            root = (state["second"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
             p.addcdiv_(state["first"], root, value=-group["lr"] / (1 - beta1**count))
 
 
@@ -120,15 +123,15 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     width_scale = (config.model.width / REFERENCE_WIDTH) ** -0.5
     betas = (o.adam_beta1, o.adam_beta2)
     adamw = {
-        "head": (o.head_lr * width_scale, betas),
-        "embeddings": (o.embedding_lr * width_scale, betas),
-        "value_embeddings": (o.embedding_lr * width_scale, betas),
-        "residual_weights": (o.scalar_lr * 0.01, betas),
-        "skip_weights": (o.scalar_lr, (0.96, o.adam_beta2)),
+        "head": (o.head_lr * width_scale, betas, ADAM_EPS),
+        "embeddings": (o.embedding_lr * width_scale, betas, ADAM_EPS),
+        "value_embeddings": (o.embedding_lr * width_scale, betas, ADAM_EPS),
+        "residual_weights": (o.scalar_lr * 0.01, betas, SCALAR_EPS),
+        "skip_weights": (o.scalar_lr, (0.96, o.adam_beta2), SCALAR_EPS),
     }
     groups: list[dict[str, Any]] = [
-        {"name": name, "kind": "adamw", "params": members[name], "lr": lr, "betas": pair}
-        for name, (lr, pair) in adamw.items()
+        {"name": name, "kind": "adamw", "params": members[name], "lr": lr, "betas": pair, "eps": eps}
+        for name, (lr, pair, eps) in adamw.items()
         if members[name]
     ]
     groups.append(

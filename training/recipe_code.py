@@ -25,7 +25,7 @@ from workspace.errors import LabError, closest
 
 
 class RecipeProblem(LabError):
-    """The recipe's code fails; `kind` is "import" when it cannot be imported, else "exit". The trainer exits with 13."""
+    """The recipe's code fails; `kind` is "import" when it cannot be imported, else "exit". Exit code 13."""
 
     def __init__(self, problem: str, *, kind: str = "exit", valid: str | None = None, fix: str | None = None) -> None:
         super().__init__(problem, valid=valid, fix=fix)
@@ -97,7 +97,9 @@ def _checked_optimizer(build: Any, files: dict[str, str]) -> Callable[[nn.Module
         try:
             default_optim.assert_each_once(model, built.param_groups)
         except AssertionError as error:
-            raise RecipeProblem(str(error), fix="give every parameter to exactly one group of build_optimizer") from error
+            raise RecipeProblem(
+                str(error), fix="give every parameter to exactly one group of build_optimizer"
+            ) from error
         for group in built.param_groups:
             group.setdefault("initial_lr", group["lr"])
         return built

@@ -82,7 +82,9 @@ KEPT_PER_HIDDEN = 3
 LOSS_CHUNK_TOKENS = 1024
 
 
-def predict_memory(config: TrainingConfig, backend: str = "cpu", *, low_precision: bool | None = None) -> MemoryEstimate:
+def predict_memory(
+    config: TrainingConfig, backend: str = "cpu", *, low_precision: bool | None = None
+) -> MemoryEstimate:
     """Memory one training process needs at its peak, in bytes; an estimate, within about a third."""
     m = config.model
     counts = parameter_counts(config)
@@ -102,7 +104,7 @@ def predict_memory(config: TrainingConfig, backend: str = "cpu", *, low_precisio
 
 
 def largest_rows(config: TrainingConfig, memory_bytes: int, backend: str) -> int | None:
-    """The most `batch.rows` of which the estimate fits in `memory_bytes`, a divisor of the step; None when not even 1."""
+    """The most `batch.rows` whose estimate fits in `memory_bytes` and that divide a step; None when not even 1 does."""
     per_step = config.batch.tokens // config.data.context
     for rows in sorted((r for r in range(1, math.isqrt(per_step) + 1) if per_step % r == 0), reverse=True):
         for candidate in sorted({rows, per_step // rows}, reverse=True):

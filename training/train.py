@@ -125,9 +125,7 @@ def _sample(trainer: Trainer) -> str:
     if not count:
         return ""
     with trainer.precision():
-        return generate(
-            trainer.model, trainer.data.tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context
-        )
+        return generate(trainer.model, trainer.data.tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context)
 
 
 def _parameters(trainer: Trainer) -> dict[str, int]:
@@ -163,7 +161,6 @@ def _failed(folder: Path, error: Exception, job: Job | None) -> int:
     if folder.is_dir():
         durable.write_json(folder / SUMMARY, ended.summary())
     return ended.code
-
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ from workspace.errors import Refused
 CPU_COMPILE_PAYS_AFTER_SECONDS = 600.0
 
 
+_torch: Any = torch  # torch.hpu exists only after habana_frameworks is imported
+
+
 @dataclass(frozen=True)
 class Choice:
     """A decision and why it was taken, as the summary records it."""
@@ -121,7 +124,7 @@ class Backend:
         return None
 
     def _module(self) -> Any:
-        return {"cuda": torch.cuda, "rocm": torch.cuda, "mps": torch.mps}.get(self.kind) or torch.hpu
+        return {"cuda": torch.cuda, "rocm": torch.cuda, "mps": torch.mps}.get(self.kind) or _torch.hpu
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -149,7 +152,7 @@ def _hpu_state() -> str:
     if importlib.util.find_spec("habana_frameworks") is None:
         return "habana_frameworks is not installed"
     importlib.import_module("habana_frameworks.torch.core")  # registers torch.hpu
-    return "available" if torch.hpu.is_available() else "habana_frameworks is installed, but sees no device"
+    return "available" if _torch.hpu.is_available() else "habana_frameworks is installed, but sees no device"
 
 
 def choose(asked: str | None = None) -> Backend:
@@ -175,7 +178,7 @@ def _build(kind: BackendName) -> Backend:
         unified = bool(getattr(properties, "is_integrated", False))
         return Backend(kind, device, properties.name, properties.total_memory, unified)
     if kind == "hpu":
-        hpu: Any = torch.hpu
+        hpu = _torch.hpu
         total = hpu.get_device_properties(0).total_memory if hasattr(hpu, "get_device_properties") else None
         return Backend(kind, torch.device("hpu"), hpu.get_device_name(), total, False)
     if kind == "mps":
