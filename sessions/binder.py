@@ -67,6 +67,9 @@ class Binder:
     def _file_lock(self) -> Iterator[IO[bytes]]:
         self._workspace.locks_dir.mkdir(parents=True, exist_ok=True)
         self._workspace.journal_dir.mkdir(parents=True, exist_ok=True)
+        ignore = self._workspace.journal_dir / ".gitignore"
+        if not ignore.exists():  # the journals belong in git; what is remembered of pages does not
+            ignore.write_text("*.rendered.json\n*.replaced.md\n", encoding="utf-8")
         with (self._workspace.locks_dir / "notebook.lock").open("ab") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)

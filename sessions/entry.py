@@ -66,6 +66,9 @@ class Entry:
     def session(self) -> str:
         return self.id.rsplit("-", 1)[0]
 
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,

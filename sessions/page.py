@@ -100,7 +100,9 @@ def content(entries: Sequence[Entry]) -> Content:
 
 def _append(result: Content, block: Block) -> None:
     blocks = result.places[block.place]
-    at = next((i for i, other in enumerate(blocks) if other.tail), len(blocks))
+    at = len(blocks)
+    while at and blocks[at - 1].tail:
+        at -= 1
     blocks.insert(at, block)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -38,11 +39,15 @@ class Rendered:
     last: str
 
     def as_json(self) -> dict[str, Any]:
-        return {"last": self.last, "lines": self.page.lines, "owners": [list(owner) for owner in self.page.owners]}
+        runs = [[len(list(group)), *owner] for owner, group in itertools.groupby(self.page.owners)]
+        return {"last": self.last, "lines": self.page.lines, "owners": runs}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Rendered:
-        return cls(Page(list(value["lines"]), [Owner(*owner) for owner in value["owners"]]), value["last"])
+        owners = [Owner(*owner) for count, *owner in value["owners"] for _ in range(count)]
+        if len(owners) != len(value["lines"]):
+            raise ValueError("lines and owners do not match")
+        return cls(Page(list(value["lines"]), owners), str(value["last"]))
 
 
 class PageFile:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -77,11 +78,14 @@ def calls(entries: Sequence[Entry]) -> list[str]:
         return []
     lines = ["## Journal", "", "Every call that changed something, in order.", ""]
     lines += ["| time | call | arguments | outcome |", "|---|---|---|---|"]
-    for entry in made:
-        when = entry.at[11:19] if entry.at[:10] == entries[0].at[:10] else f"{entry.at[:10]} {entry.at[11:19]}"
-        outcome = ID.sub(lambda m: reference(m[0]), inline(cut(entry.outcome or "", 300)))
-        lines.append(f"| {when} | {inline(entry.tool or '')} | {_arguments(entry.arguments or {})} | {outcome} |")
-    return lines
+    return lines + [_row(entry, entries[0].at) for entry in made]
+
+
+@lru_cache(maxsize=8192)  # a page is written again with every entry; its rows stay the same
+def _row(entry: Entry, since: str) -> str:
+    when = entry.at[11:19] if entry.at[:10] == since[:10] else f"{entry.at[:10]} {entry.at[11:19]}"
+    outcome = ID.sub(lambda m: reference(m[0]), inline(cut(entry.outcome or "", 300)))
+    return f"| {when} | {inline(entry.tool or '')} | {_arguments(entry.arguments or {})} | {outcome} |"
 
 
 def _arguments(arguments: dict[str, Any]) -> str:

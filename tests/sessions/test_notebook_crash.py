@@ -46,8 +46,9 @@ def test_twenty_kills_while_three_threads_write(lab: Any) -> None:
     chance, answered, by_hand = random.Random(11), list[str](), list[str]()
     code = Path(__file__).resolve().parents[2]
     for round_ in range(ROUNDS):
+        start = max((int(key.split(".")[1]) for key in answered), default=2) - 2  # the last few are sent again
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(lab.root), str(round_ * 1000)],
+            [sys.executable, "-c", CHILD, str(lab.root), str(start)],
             stdout=subprocess.PIPE,
             cwd=code,
             env={**os.environ, "PYTHONPATH": str(code)},
@@ -75,16 +76,17 @@ def test_twenty_kills_while_three_threads_write(lab: Any) -> None:
         pages = "\n".join(notebook.read(session.id) for session in sessions)
         entries = [entry for session in sessions for entry in notebook.entries(session.id)]
         keys = Counter(entry.key for entry in entries if entry.key)
-        assert [key for key in answered if keys[key] != 1 or keys[f"call {key}"] != 1] == []
+        assert [key for key in set(answered) if keys[key] != 1 or keys[f"call {key}"] != 1] == []
         assert max(keys.values()) == 1
         shown = Counter(pages.split("\n"))
         assert [e.text for e in entries if e.kind == "note" and shown[e.text] != 1] == []
         assert [line for line in by_hand if line not in pages] == []
         assert "removed by hand" not in pages
         told = Counter(message["entry"] for message in lab.told())
-        assert max(told.values()) == 1
+        assert max(told.values(), default=1) == 1
         lab.seen = getattr(lab, "seen", Counter()) + told
         lab.database.close()
+    assert len(set(answered)) < len(answered)
     assert set(lab.seen) == {e.id for e in entries if e.kind in ("note", "amendment") and e.text}
     assert max(lab.seen.values()) == 1
     assert not list(lab.workspace.sessions_dir.glob(".*.tmp"))
