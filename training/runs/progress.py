@@ -11,7 +11,7 @@ from typing import Any
 
 END_BYTES = 64 * 1024
 CURVE_BYTES = 16 * 1024 * 1024  # of metrics.jsonl read for a curve, at most: its end
-SHOWN = ("step", "loss", "val_bpb", "tokens_per_s", "tokens", "lr", "mfu", "memory_bytes")
+SHOWN = ("step", "loss", "val_bpb", "tokens_per_s", "lr", "mfu", "memory_bytes")
 CURVE_FIELDS = ("step", "elapsed_s", "loss", "val_bpb", "lr", "grad_norm", "tokens_per_s")
 
 

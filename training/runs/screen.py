@@ -13,8 +13,8 @@ _CONTROL = re.compile(
     r"|\x1b[ -/]*[0-~]"
     r"|(?P<move>[\r\n\b])"
 )
-_MOVES = re.compile("[\r\b\x1b]")
-# control characters (tab stays) and the marks that reorder text in front of a reader
+_VERTICAL = re.compile(r"\x1b\[[0-9]*[AB]")
+# control characters (tab and newline stay) and the marks that reorder text in front of a reader
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 MAX_COLUMN = 8192  # of a line that is written over; a plain line may be of any length
@@ -38,10 +38,25 @@ def render(text: str) -> list[Row]:
     Knows carriage return, backspace, erase-in-line and the cursor moves progress bars use; everything else is dropped.
     There are as many rows as lines, or fewer where the text moved the cursor up.
     """
-    body = _COLOUR.sub("", text.removesuffix("\n")) if "\x1b" in text else text.removesuffix("\n")
-    if not _MOVES.search(body):
-        return [Row(number, clean(line)) for number, line in enumerate(body.split("\n"))]
-    return _play(body)
+    body = text.removesuffix("\n").replace("\r\n", "\n").removesuffix("\r")
+    if "\x1b" in body:
+        body = _COLOUR.sub("", body)
+        if _VERTICAL.search(body):
+            return _play(body)
+    if "\x1b" not in body and "\r" not in body and "\b" not in body:
+        return [Row(number, line) for number, line in enumerate(_INVISIBLE.sub("", body).split("\n"))]
+    return [Row(number, _fold(line)) for number, line in enumerate(body.split("\n"))]
+
+
+def _fold(line: str) -> str:
+    """One line of the text as one of the screen."""
+    if "\x1b" in line or "\b" in line:
+        return _play(line)[0].text
+    shown = ""
+    for part in reversed(line.split("\r")):  # what was written last covers what lies under it
+        part = clean(part)
+        shown += part[len(shown) :]
+    return shown
 
 
 def _play(text: str) -> list[Row]:

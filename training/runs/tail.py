@@ -19,7 +19,8 @@ SCAN_BYTES = 4 * 1024 * 1024  # read by one call with a filter, at most
 MAX_LINES = 2000
 MAX_CHARACTERS = 12_000
 MAX_LINE_CHARACTERS = 2000
-_CURSOR_BYTES = re.compile(rb"[\x1b\b]|\r(?!\n)")
+_COLOUR = re.compile(rb"\x1b\[[0-9;:]*m")
+SECRET_CHARACTERS = 512  # looked at beyond a line's cut, so that half a secret is not shown
 
 
 class LogPage(BaseModel):
@@ -118,7 +119,7 @@ class _Page:
             budget = SCAN_BYTES
             while reached > 0 and budget > 0 and len(found) < self.wanted:
                 piece = self._lines_before(reached, None, min(budget, BLOCK_BYTES * 4))
-                found = self._matching(piece) + found
+                found = self._matching(piece, self.wanted + 1 - len(found), newest=True) + found
                 budget -= reached - piece.start
                 reached = piece.start
             if len(found) > self.wanted:
@@ -141,6 +142,14 @@ class _Page:
             newlines += block.count(b"\n")
             start -= step
         data = b"".join(blocks)
+        if count is not None:  # no more lines than wanted: each costs time
+            cut_at = len(data) - 1
+            for _ in range(count):
+                cut_at = data.rfind(b"\n", 0, max(0, cut_at))
+                if cut_at < 0:
+                    break
+            else:
+                return _Piece(start + cut_at + 1, end, data[cut_at + 1 :])
         if start == 0:
             return _Piece(0, end, data)
         if self._read(start - 1, 1) == b"\n":
@@ -158,7 +167,10 @@ class _Page:
         budget = PAGE_BYTES if self.contains is None else SCAN_BYTES
         while reached < self.size and budget > 0 and len(found) < self.wanted:
             piece = self._lines_from(reached, budget)
-            found += self._rows(piece) if self.contains is None else self._matching(piece)
+            if self.contains is None:
+                found += self._rows(piece)
+            else:
+                found += self._matching(piece, self.wanted + 1 - len(found), newest=False)
             budget -= piece.end - piece.start
             reached = piece.end
         if len(found) > self.wanted:
@@ -215,18 +227,30 @@ class _Page:
             shown[0] = (shown[0][0], "[... the line's beginning is not shown] " + shown[0][1])
         return shown
 
-    def _matching(self, piece: _Piece) -> list[tuple[int, str]]:
-        return [row for row in self._rows(piece) if self._matches(row[1])] if self._may_match(piece.data) else []
+    def _matching(self, piece: _Piece, room: int, *, newest: bool) -> list[tuple[int, str]]:
+        """The lines with the text, at most `room` of them (the newest or the oldest)."""
+        if not self._may_match(piece.data):
+            return []
+        rows = self._rows(piece)
+        found: list[tuple[int, str]] = []
+        for row in reversed(rows) if newest else rows:
+            if self._holds(row[1]) and self._holds(mask(row[1])):  # a masked secret cannot be searched for
+                found.append(row)
+                if len(found) == room:
+                    break
+        return found[::-1] if newest else found
 
-    def _matches(self, text: str) -> bool:
+    def _holds(self, text: str) -> bool:
         assert self.contains is not None
-        if self.contains == self.contains.lower():
-            return self.contains in text.lower() and self.contains in mask(text).lower()
-        return self.contains in text and self.contains in mask(text)  # a masked secret cannot be searched for
+        return self.contains in (text.lower() if self.contains == self.contains.lower() else text)
 
     def _may_match(self, data: bytes) -> bool:
         """False when no line of `data` can hold the text: the cheap test before lines are taken apart."""
-        if self.contains is None or not self.contains.isascii() or _CURSOR_BYTES.search(data):
+        if self.contains is None or not self.contains.isascii():
+            return True
+        if b"\x1b" in data:
+            data = _COLOUR.sub(b"", data)
+        if b"\x1b" in data or b"\b" in data or data.count(b"\r") != data.count(b"\r\n"):
             return True
         wanted = self.contains.encode()
         return (wanted in data.lower()) if wanted == wanted.lower() else wanted in data
@@ -236,7 +260,8 @@ class _Page:
         kept: list[tuple[int, str]] = []
         left = self.max_characters
         for start, text in reversed(found) if newest else found:
-            line = cut(mask(text), min(MAX_LINE_CHARACTERS, self.max_characters))
+            limit = min(MAX_LINE_CHARACTERS, self.max_characters)
+            line = cut(mask(text[: limit + SECRET_CHARACTERS]), limit, len(text))
             if kept and len(line) + 1 > left:
                 break
             left -= len(line) + 1
@@ -273,8 +298,8 @@ class _Page:
         )
 
 
-def cut(line: str, limit: int) -> str:
-    """`line`, or its beginning and how many characters were cut."""
-    if len(line) <= limit:
+def cut(line: str, limit: int, length: int) -> str:
+    """`line`, the beginning of a text of `length` characters; cut at `limit` with the number of those not shown."""
+    if length <= limit:
         return line
-    return f"{line[:limit]} [+{len(line) - limit} characters]"
+    return f"{line[:limit]} [+{length - limit} characters]"

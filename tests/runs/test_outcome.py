@@ -1,0 +1,87 @@
+"""How a run ended follows from facts, and words in a log are not among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.runs.outcome import End, Evidence, Stop, decide, has_checkpoint, last_exception
+
+LATER, EARLIER = "2026-11-21T10:00:05.000Z", "2026-11-21T10:00:00.000Z"
+DONE, FAILED = {"state": "succeeded"}, {"state": "failed", "class": "oom", "error": "out of memory. Next: rows = 4"}
+
+
+@pytest.mark.parametrize(
+    ("end", "stop", "seen", "state", "failure"),
+    [
+        (End(0), None, Evidence("recipe", DONE), "succeeded", None),
+        (End(10), None, Evidence("recipe"), "failed", "nan"),
+        (End(11), None, Evidence("recipe"), "failed", "oom"),
+        (End(12), None, Evidence("recipe"), "failed", "data"),
+        (End(13), None, Evidence("recipe"), "failed", "exit"),
+        (End(13), None, Evidence("recipe", exception=("ImportError", "x")), "failed", "import"),
+        (End(1), None, Evidence("recipe", FAILED), "failed", "oom"),
+        (End(75), None, Evidence("recipe", checkpoint=True), "preempted", None),
+        (End(11), None, Evidence("script"), "failed", "exit"),
+        (End(signal="SIGKILL"), None, Evidence("script"), "failed", "signal"),
+        (End(signal="SIGKILL"), None, Evidence("script", memory_kill=True), "failed", "oom"),
+        (End(signal="SIGSEGV"), None, Evidence("script", memory_kill=True), "failed", "signal"),
+        (End(1), None, Evidence("script", exception=("torch.OutOfMemoryError", "CUDA out of memory")), "failed", "oom"),
+        (End(1), None, Evidence("script", exception=("RuntimeError", "CUDA out of memory. x")), "failed", "oom"),
+        (End(1), None, Evidence("script", exception=("RuntimeError", "not CUDA out of memory")), "failed", "exit"),
+        (End(2), None, Evidence("script", exception=("MemoryError", "")), "failed", "exit"),
+        (End(), None, Evidence("script"), "lost", None),
+        (End(), None, Evidence("script", DONE, checkpoint=True), "lost", None),
+        (End(), None, Evidence("recipe", DONE), "succeeded", None),
+        (End(), None, Evidence("recipe", FAILED), "failed", "oom"),
+        (End(), None, Evidence("recipe", checkpoint=True), "preempted", None),
+        (End(signal="SIGTERM"), Stop("cancelled", "r", EARLIER), Evidence("script"), "cancelled", None),
+        (End(75, ended_at=LATER), Stop("cancelled", "r", EARLIER), Evidence("recipe"), "cancelled", None),
+        (End(75), Stop("preempted", "r", EARLIER), Evidence("recipe"), "preempted", None),
+        (End(signal="SIGKILL"), Stop("preempted", "r", EARLIER), Evidence("script"), "cancelled", None),
+        (End(signal="SIGKILL"), Stop("timed_out", "r", EARLIER), Evidence("recipe"), "timed_out", None),
+        (End(), Stop("cancelled", "r", EARLIER), Evidence("script"), "cancelled", None),
+        (End(3, ended_at=EARLIER), Stop("cancelled", "r", LATER), Evidence("script"), "failed", "exit"),
+        (End(0, ended_at=EARLIER), Stop("timed_out", "r", LATER), Evidence("script"), "succeeded", None),
+        (End(0, ended_at=LATER), Stop("cancelled", "r", EARLIER), Evidence("recipe", DONE), "succeeded", None),
+        (End(0, ended_at=LATER), Stop("cancelled", "r", EARLIER), Evidence("script"), "cancelled", None),
+    ],
+)
+def test_decision(end: End, stop: Stop | None, seen: Evidence, state: str, failure: str | None) -> None:
+    record = decide(end, stop, seen)
+    assert (record["state"], record["class"]) == (state, failure)
+    assert (record["exit_code"], record["signal"]) == (end.exit_code, end.signal)
+    assert record["reason"] or state == "succeeded"
+
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "/x/t.py", line 3, in <module>\n    f()\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (TRACEBACK + "MemoryError\n", ("MemoryError", "")),
+        (TRACEBACK + "torch.OutOfMemoryError: CUDA: tried 2 GiB\n", ("torch.OutOfMemoryError", "CUDA: tried 2 GiB")),
+        (TRACEBACK + "ValueError: a\nsecond line of it\nwandb: run ended\n", ("ValueError", "a")),
+        (TRACEBACK + "    ^^^^\nKeyError: 'x'\n", ("KeyError", "'x'")),
+        ("x" * 9000 + "\n" + TRACEBACK + "MemoryError\n", ("MemoryError", "")),
+        (TRACEBACK + "MemoryError\n" + "training goes on\n" * 30, None),
+        ("MemoryError\nCUDA out of memory\nKilled\nloss is nan\n", None),
+        ("INFO ImportError: optional package absent, going on\n", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_only_the_traceback_at_the_end_counts(tmp_path: Path, text: str, found: tuple[str, str] | None) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(text)
+    assert last_exception(log) == found
+    assert last_exception(tmp_path / "absent") is None
+
+
+def test_half_written_checkpoints_do_not_count(tmp_path: Path) -> None:
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / ".step-00000010abc").mkdir(parents=True)
+    assert not has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "step-00000010").mkdir()
+    assert has_checkpoint(tmp_path)
