@@ -2,84 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_runs import Script, ScriptedRuns, fingerprint, healthy
-from users_repository import git, make, untouchable
+from experiments_bench import BETTER, TINY, WORSE, Bench
+from scripted_runs import Script, fingerprint, healthy
+from users_repository import git, untouchable
 
-from experiments.lab import Experiments
 from experiments.ports import Device, RecipeFailure
 from experiments.record import ExperimentRecord
 from experiments.verdict import SEEDS
-from sessions.notebook import Notebook
 from training.config import TrainingConfig
 from training.runs.records import RunRequest
-from workspace.database import Database
 from workspace.errors import NotFound, Refused, Unavailable
-from workspace.layout import Workspace
-from workspace.outbox import Outbox
-from workspace.settings import Settings
-
-BETTER = {
-    "statement": "Halving optimizer.matrix_lr lowers val_bpb by at least 0.01",
-    "change": {"optimizer.matrix_lr": 0.02},
-    "direction": "lower",
-    "smallest_effect": 0.01,
-    "why": "the default is tuned for larger models",
-    "category": "optimizer",
-}
-WORSE = BETTER | {"statement": "A deeper model.depth of 6 lowers val_bpb", "change": {"model.depth": 6}}
-TINY = BETTER | {"statement": "A longer schedule.warmdown lowers val_bpb", "change": {"schedule.warmdown": 0.6},
-                 "smallest_effect": 0.001}  # fmt: skip
-
-
-class Bench:
-    """A workspace with everything the experiments need; `again()` is a new service on the same workspace."""
-
-    def __init__(
-        self, root: Path, script: Callable[[RunRequest, str], dict[str, Any]] = healthy, **options: Any
-    ) -> None:
-        self.workspace: Workspace = make(root)
-        self.runs = ScriptedRuns(root, script)
-        self.options = {"fingerprint": fingerprint, "device": lambda: Device("cpu", 8 * 10**9)} | options
-        self.again()
-
-    def again(self) -> Experiments:
-        self.database = Database(self.workspace.database_file)
-        self.outbox = Outbox(self.database)
-        self.notebook = Notebook(self.workspace, self.database, self.outbox)
-        self.lab = Experiments(
-            self.workspace, Settings(), self.database, self.outbox, self.runs, self.options.get("memory"),
-            self.notebook, **{k: v for k, v in self.options.items() if k != "memory"},
-        )  # fmt: skip
-        return self.lab
-
-    def finish(self, limit: int = 200) -> None:
-        for _ in range(limit):
-            self.lab.tick()
-            self.runs.step()
-            if not self.lab.busy():
-                return
-        raise AssertionError(f"not finished: {[(r.id, r.state) for r in self.lab.ledger.open()]}")
-
-    def conclude(self, claim: dict[str, Any], **options: Any) -> ExperimentRecord:
-        proposed = self.lab.propose(claim, **options)
-        self.finish()
-        return self.lab.get(proposed.id)
-
-    def rows(self) -> list[dict[str, str]]:
-        text = self.workspace.results_file.read_text()
-        return list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-
-    def posted(self, topic: str) -> int:
-        return len(self.database.query("SELECT id FROM outbox WHERE topic = ?", (topic,)))
-
-    def notes(self, experiment: str) -> int:
-        return sum(s.read_text().count(f'"{experiment}/verdict"') for s in self.workspace.journal_dir.glob("*.jsonl"))
 
 
 @pytest.fixture

@@ -1,0 +1,117 @@
+"""Killed anywhere, an experiment ends with one row, one commit, one note, and the verdict it would have had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiments_bench import BETTER, TINY, WORSE, Bench
+from scripted_runs import ScriptedRuns
+from users_repository import git, untouchable
+
+from experiments.ledger import Ledger
+from experiments.lineage import Lineage
+from sessions.notebook import Notebook
+from workspace import durable
+
+CLAIMS = {"keep": BETTER, "discard": WORSE, "undecided": TINY}
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after this line was done."""
+
+
+class Bomb:
+    """Counts every effect on the world, before and after, and kills at one of them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
+        self.at, self.count = at, 0
+        for owner, name in [
+            (durable, "write_bytes"), (Lineage, "_run"), (ScriptedRuns, "start"), (ScriptedRuns, "stop"),
+            (Ledger, "advance"), (Ledger, "add_scores"), (Ledger, "insert"), (Notebook, "event"),
+        ]:  # fmt: skip
+            patch.setattr(owner, name, self._around(getattr(owner, name)))
+
+    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self._tick()
+            answer = function(*arguments, **named)
+            self._tick()
+            return answer
+
+        return counted
+
+    def _tick(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            raise Killed
+
+
+def outcome(bench: Bench) -> dict[str, Any]:
+    """What must be the same whatever was killed. An id given out in a transaction that was killed is not used again."""
+    (record,) = bench.lab.list()
+    whole = bench.lab.get(record.id)
+    (row,) = bench.rows()
+    return {
+        "verdict": whole.verdict,
+        "numbers": whole.numbers,
+        "scores": [(s.role, s.index, s.value) for s in sorted(whole.scores, key=lambda s: (s.role, s.index))],
+        "looks": [step.name for step in whole.steps],
+        "runs": sorted(key.removeprefix(record.id) for key in bench.runs.keys),
+        "row": {k: v for k, v in row.items() if k not in ("commit", "ended_at", "experiment")},
+        "commits": git(bench.workspace.root, "rev-list", "--count", f"main..lab/{record.id}"),
+        "told": (bench.posted("experiment.proposed"), bench.posted("experiment.ended"), bench.notes(record.id)),
+        "ref": git(bench.workspace.root, "rev-parse", f"lab/{record.id}") == whole.commit,
+        "folder": bench.workspace.experiment_dir(record.id).joinpath("results.json").exists(),
+    }
+
+
+def run_killed_at(root: Path, claim: dict[str, Any], at: int) -> tuple[Bench, int]:
+    """Run to the end, killed once at effect number `at` (0 = never); returns the bench and the effects counted."""
+    bench = Bench(root)
+    with pytest.MonkeyPatch.context() as patch:
+        bomb = Bomb(patch, at)
+        try:
+            bench.lab.propose(claim, key="k", conversation="chat")
+            bench.finish()
+        except Killed:
+            bench.database.close()
+            bench.again()
+            bench.lab.propose(claim, key="k", conversation="chat")  # the client asks again with its key
+            bench.finish()
+    return bench, bomb.count
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+def test_a_new_service_after_every_step(tmp_path: Path, kind: str) -> None:
+    twin, _ = run_killed_at(tmp_path / "twin", CLAIMS[kind], 0)
+    bench = Bench(tmp_path / "lab")
+    before = untouchable(bench.workspace.root)
+    bench.lab.propose(CLAIMS[kind], key="k", conversation="chat")
+    while bench.lab.busy():
+        bench.database.close()
+        bench.again()
+        bench.lab.tick()
+        bench.runs.step()
+    assert outcome(bench) == outcome(twin)
+    assert untouchable(bench.workspace.root) == before
+
+
+def test_killed_at_some_effects(tmp_path: Path) -> None:
+    twin, effects = run_killed_at(tmp_path / "twin", BETTER, 0)
+    expected = outcome(twin)
+    for at in range(1, effects, effects // 9):
+        bench, _ = run_killed_at(tmp_path / f"at-{at}", BETTER, at)
+        assert outcome(bench) == expected, at
+
+
+@pytest.mark.slow
+def test_killed_at_every_effect(tmp_path: Path) -> None:
+    twin, effects = run_killed_at(tmp_path / "twin", BETTER, 0)
+    expected = outcome(twin)
+    for at in range(1, effects + 1):
+        bench, _ = run_killed_at(tmp_path / f"at-{at}", BETTER, at)
+        assert outcome(bench) == expected, at
+        bench.database.close()
