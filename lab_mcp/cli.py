@@ -165,9 +165,10 @@ def shell_init(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] =
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 2, never a traceback."""
-    from lab_mcp import cli_runs
+    from lab_mcp import cli_memory, cli_runs
 
     cli_runs.register(app)
+    cli_memory.register(app)
     try:
         app(prog_name="lab-mcp")
     except LabError as error:

@@ -75,7 +75,7 @@ def train(
     workspace: WorkspaceOption = None,
 ) -> None:
     """Start a training run and return at once."""
-    overrides = dict(_setting(text) for text in settings or [])
+    overrides = dict(setting(text) for text in settings or [])
     arguments = {
         "name": name,
         "overrides": overrides or None,
@@ -91,7 +91,8 @@ def train(
     console.print(f"follow it: lab-mcp tail -f {answer['run_id']}")
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """`budget.amount=60` as ("budget.amount", 60); what is no JSON is text."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise Refused(f"{text!r} is not a setting", valid="key=value, for example budget.amount=60")

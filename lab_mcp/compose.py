@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from experiments.lab import Experiments
 from lab_mcp.documenting import Documenting
 from rag.client import Memory
 from sessions.notebook import Notebook
+from tools import experiments as experiment_tools
 from tools import hardware as hardware_tools
 from tools import memory as memory_tools
 from tools import notebook as notebook_tools
@@ -26,7 +28,15 @@ from workspace.outbox import Outbox
 
 
 def all_tools() -> Tools:
-    return Tools([*hardware_tools.TOOLS, *run_tools.TOOLS, *memory_tools.TOOLS, *notebook_tools.TOOLS])
+    return Tools(
+        [
+            *hardware_tools.TOOLS,
+            *run_tools.TOOLS,
+            *experiment_tools.TOOLS,
+            *memory_tools.TOOLS,
+            *notebook_tools.TOOLS,
+        ]
+    )
 
 
 def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
@@ -38,6 +48,8 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
     sampler = Sampler(workspace, settings)
     notebook = Notebook(workspace, database, outbox, hardware=lambda: hardware_tools.summary(sampler.latest()))
     on_end = interpreter.python_command("lab_mcp", "wake", "--workspace", str(workspace.root))
+    runs = Runs(workspace, settings, database, outbox, on_end=on_end)
+    memory = Memory(workspace, settings)
     return Lab(
         workspace=workspace,
         settings=settings,
@@ -45,9 +57,10 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
         outbox=outbox,
         calls=Calls(database, notebook),
         hardware=sampler,
-        runs=Runs(workspace, settings, database, outbox, on_end=on_end),
-        memory=Memory(workspace, settings),
+        runs=runs,
+        memory=memory,
         notebook=notebook,
+        experiments=Experiments(workspace, settings, database, outbox, runs, memory, notebook),
         service=service,
     )
 
@@ -60,13 +73,14 @@ def rounds(lab: Lab) -> list[Round]:
     documenting = Documenting(lab)
     return [
         [lab.runs.tick, lambda: lab.outbox.drain(documenting.notebook_round)],
+        [lab.experiments.tick],
         [lambda: lab.outbox.drain(documenting.memory_round)],
     ]
 
 
 def is_busy(lab: Lab) -> bool:
-    """True while a run lives or waits, or something is to be documented: the service does not end then."""
-    return bool(lab.runs.list(states=LIVE, limit=1)) or bool(lab.outbox.pending())
+    """True while a run or an experiment is under way or something is to be documented: the service stays then."""
+    return lab.experiments.busy() or bool(lab.runs.list(states=LIVE, limit=1)) or bool(lab.outbox.pending())
 
 
 def start(lab: Lab) -> None:

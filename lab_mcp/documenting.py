@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.folder import report_page
 from tools.lab import Lab
 from training.runs.records import RunRecord
 from workspace.outbox import Handler, Message
@@ -77,7 +78,7 @@ class Documenting:
         return {
             "id": experiment_id,
             "title": f"{experiment_id}: {record.hypothesis.statement}",
-            "text": self.lab.experiments.document(experiment_id),
+            "text": report_page(record),
             "date": record.created_at[:10],
             "metadata": {
                 "source": f"experiments/{experiment_id}/report.md",

@@ -47,7 +47,10 @@ def init(directory: str | Path) -> InitReport:
     folder, an `.mcp.json` that is no JSON, or when git is missing.
     """
     root = Path(directory).expanduser().resolve()
-    _check_place(root)
+    try:
+        _check_place(root)
+    except OSError as error:  # e.g. a folder on the way that this user may not enter
+        raise _unwritable(root, error) from error
     command = server_command()
     server = {"type": "stdio", "command": command[0], "args": command[1:], "env": {"LAB_WORKSPACE": str(root)}}
     registration, registration_note = _registration(root / ".mcp.json", server)
@@ -180,8 +183,14 @@ def _repository(root: Path, created: list[Path], written: list[str]) -> list[str
         found = None
     if found is None:
         created.append(root / ".git")
-        with git.Repo.init(root, initial_branch="main"):
-            written.append(".git (a new repository, branch main)")
+        try:
+            git.Repo.init(root, initial_branch="main").close()
+        except git.GitCommandError as error:
+            words = str(error.stderr).strip().strip("'").splitlines() or ["no message"]
+            raise Unavailable(
+                f"git could not make a repository here: {words[-1].strip()[:200]}", fix="`lab-mcp doctor` says more"
+            ) from error
+        written.append(".git (a new repository, branch main)")
         return notes
     with found:
         if not found.head.is_valid():
@@ -230,11 +239,15 @@ def _all_or_nothing(root: Path) -> Iterator[list[Path]]:
                 with contextlib.suppress(OSError):
                     path.unlink()
         if isinstance(error, OSError):
-            raise Unavailable(
-                f"the workspace could not be written ({error.strerror or error}); nothing was left behind",
-                fix="check permissions and free space, then run `lab-mcp init` again",
-            ) from error
+            raise _unwritable(root, error) from error
         raise
+
+
+def _unwritable(root: Path, error: OSError) -> Unavailable:
+    return Unavailable(
+        f"the workspace {root.name!r} could not be written ({error.strerror or error}); nothing was left behind",
+        fix="check permissions and free space, then run `lab-mcp init` again",
+    )
 
 
 def text(report: InitReport) -> str:

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from lab_mcp import compose
+from lab_mcp import compose, rest
 from lab_mcp.connection import FATAL, read_endpoint, spawn_keeper
 from lab_mcp.guard import Guard
 from lab_mcp.keeper import ANOTHER_SERVICE, REFUSED_TO_START, lock
@@ -72,6 +72,7 @@ class Service:
             Route("/healthz", self._health, methods=["GET"]),
             Route("/api/tools/{name}", self._call, methods=["POST"]),
             Route("/api/shutdown", self._shutdown, methods=["POST"]),
+            *rest.routes(self.lab),
             Mount("/", app=inner),
         ]
         return Guard(_Busy(Starlette(routes=routes, lifespan=lifespan), self), self.token, self.port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.lab import Experiments
 from rag.client import Memory
 from sessions.notebook import Notebook
 from tools.calls import Calls
@@ -27,4 +28,5 @@ class Lab:
     runs: Runs
     memory: Memory
     notebook: Notebook
+    experiments: Experiments
     service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in
