@@ -1,4 +1,4 @@
-"""Command-line twins of memory, notebook and experiments: search, index, note, session, experiments, propose, overview."""
+"""Twins of the memory, notebook and experiment tools: search, index, note, session, experiments, propose, overview."""
 
 from __future__ import annotations
 
