@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -309,9 +310,14 @@ def _describe(field: FieldInfo, key: str) -> str:
     return f"{field.description}" + (f" ({allowed})" if allowed.startswith("one of") else "")
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    return TrainingConfig.model_json_schema()
+
+
 def allowed_values(key: str) -> str:
     """What the setting at a dotted key accepts, in words, read off its JSON schema."""
-    schema = TrainingConfig.model_json_schema()
+    schema = _schema()
     node: dict[str, Any] = schema
     for part in key.split("."):
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tomllib
@@ -155,9 +156,14 @@ def _explain(file: Path, error: ValidationError, variables: dict[str, str]) -> R
     )
 
 
+@functools.cache
+def _schema() -> dict[str, Any]:
+    return Settings.model_json_schema()
+
+
 def _allowed(path: list[str]) -> str:
     """What a setting accepts, in words, from its JSON schema."""
-    schema: dict[str, Any] = Settings.model_json_schema()
+    schema = _schema()
     node: dict[str, Any] = schema
     for part in path:
         if "$ref" in node:
