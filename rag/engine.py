@@ -97,7 +97,14 @@ class Engine:
         if self.generations.fresh:
             self.indexer.wait_idle(FRESH_S)
             self.generations.fresh = False
-        page = search(query, self.generations, self._embedder if self._loaded.is_set() else None, self.floor)
+        embedder = self._embedder if self._loaded.is_set() else None
+        serving = self.generations.serving
+        try:
+            page = search(query, self.generations, embedder, self.floor)
+        except Exception:
+            if self.generations.serving is serving:
+                raise
+            page = search(query, self.generations, embedder, self.floor)  # the old index was closed meanwhile
         partial = self._partial()
         return replace(page, partial=partial) if partial else page
 

@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rag.documents.document import ARXIV, Block, Details, Document, Unreadable, arxiv_date, clean, clean_title
+from rag.documents.document import (
+    ARXIV,
+    TITLE_LIMIT,
+    Block,
+    Details,
+    Document,
+    Unreadable,
+    arxiv_date,
+    clean,
+    clean_title,
+)
 
 if TYPE_CHECKING:
     import pypdfium2
@@ -105,7 +115,7 @@ def _largest_text(pdf: pypdfium2.PdfDocument) -> str:
             return ""
         shown = Counter(size for size, character in zip(sizes, text, strict=True) if character.isalpha())
         largest = max((size for size, seen in shown.items() if seen >= 8), default=0.0)
-        if not largest or len(shown) == 1:
+        if not largest or (len(shown) == 1 and count > TITLE_LIMIT):
             return ""
         start = sizes.index(largest)
         end = start

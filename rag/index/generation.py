@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -19,15 +20,16 @@ from typing import TYPE_CHECKING
 
 from rag.index.catalogue import Catalogue
 from rag.index.store import SCHEMA, Store
-from workspace import durable
+from workspace import durable, process
 from workspace.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CURRENT = "current.json"
 ABOUT = "generation.json"
 LOCK_WAIT_S = 20.0  # a worker whose service was killed needs a moment to notice and let go
+LOCK_WAIT_ALIVE_S = 1.0  # one whose service lives will not let go
 log = logging.getLogger(__name__)
 
 
@@ -131,23 +133,40 @@ class Generations:
 
 
 @contextlib.contextmanager
-def owner(folder: Path, wait_s: float = LOCK_WAIT_S):  # type: ignore[no-untyped-def]
-    """Own the index folder in this process; waits a little for a dying owner. Raises `Unavailable` after that."""
+def owner(folder: Path) -> Iterator[None]:
+    """Own the index folder in this process; waits for a dying owner. Raises `Unavailable` when another keeps it."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + wait_s
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Unavailable(
-                        "the memory of this workspace is in use by another process",
-                        fix="use the service that has it, or end it with `lab-mcp shutdown`",
-                    ) from None
-                time.sleep(0.05)
+        _lock(descriptor)
+        parent = process.identify(os.getppid())
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(parent.as_json() if parent else None).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            patience = LOCK_WAIT_ALIVE_S if _has_living_parent(descriptor) else LOCK_WAIT_S
+        if time.monotonic() - started > patience:
+            raise Unavailable(
+                "the memory of this workspace is in use by another process",
+                fix="use the service that has it, or end it with `lab-mcp shutdown`",
+            )
+        time.sleep(0.05)
+
+
+def _has_living_parent(descriptor: int) -> bool:
+    """Whether the process that started the lock's owner (as a rule a service) still runs."""
+    try:
+        parent = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:  # the owner is writing it this moment
+        return False
+    return parent is not None and process.is_alive(process.ProcessIdentity.from_json(parent))
