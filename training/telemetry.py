@@ -9,7 +9,6 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +25,7 @@ FINE_KEPT_S = 24 * 3600.0
 COARSE_KEPT_S = 90 * 24 * 3600.0
 COARSE_S = 60.0
 PRUNE_S = 600.0
+BOUND_S = 24 * 3600.0  # counting every row costs; only a clock that jumps about makes too many
 MOST_ROWS = {"fine": 2_000_000, "coarse": 4_000_000}  # 16 devices at the finest rate; about 200 MB at the very most
 STALE_S = 30.0  # a wedged driver can hold a reading up; older than this, `latest` says so
 COLUMNS = ("utilization_percent", "memory_used_bytes", "temperature_c", "power_w", "clock_mhz", "throttled")
@@ -83,6 +83,7 @@ class Sampler:
         self._problem: LabError | None = None
         self._rolled_up_at = 0.0
         self._pruned_at = 0.0
+        self._bounded_at = 0.0
         self._unstored = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,6 +147,9 @@ class Sampler:
             if moment - self._pruned_at >= PRUNE_S:
                 prune(tx, moment)
                 self._pruned_at = moment
+            if moment - self._bounded_at >= BOUND_S:
+                bound(tx)
+                self._bounded_at = moment
 
     def history(
         self, device: str = "cpu", since: float | None = None, points: int = 60, until: float | None = None
@@ -215,9 +219,8 @@ def _cpu_values(cpu: Cpu) -> tuple[Any, ...]:
 
 def roll_up(tx: sqlite3.Connection, moment: float) -> None:
     """Make the minutes that have passed since the last time into coarse rows."""
-    numbers: Sequence[int] = [row[0] for row in tx.execute("SELECT number FROM telemetry_devices")]
     whole_minute = moment - moment % COARSE_S
-    for number in numbers:
+    for number in _numbers(tx):
         last = tx.execute(
             "SELECT max(time) FROM coarse WHERE device = ? AND time < ?", (number, whole_minute)
         ).fetchone()[0]
@@ -232,17 +235,27 @@ def roll_up(tx: sqlite3.Connection, moment: float) -> None:
 
 
 def prune(tx: sqlite3.Connection, moment: float) -> None:
-    """Drop what is older than it is kept, and the oldest of what is too much."""
-    numbers: Sequence[int] = [row[0] for row in tx.execute("SELECT number FROM telemetry_devices")]
-    for number in numbers:
+    """Drop what is older than it is kept."""
+    for number in _numbers(tx):
         for table, kept in (("fine", FINE_KEPT_S), ("coarse", COARSE_KEPT_S)):
-            share = MOST_ROWS[table] // len(numbers)
             tx.execute(f"DELETE FROM {table} WHERE device = ? AND time < ?", (number, moment - kept))
+
+
+def bound(tx: sqlite3.Connection) -> None:
+    """Drop the oldest of what is too much, whatever its time says."""
+    numbers = _numbers(tx)
+    for number in numbers:
+        for table, most in MOST_ROWS.items():
             edge = tx.execute(
-                f"SELECT time FROM {table} WHERE device = ? ORDER BY time DESC LIMIT 1 OFFSET ?", (number, share)
+                f"SELECT time FROM {table} WHERE device = ? ORDER BY time DESC LIMIT 1 OFFSET ?",
+                (number, most // len(numbers)),
             ).fetchone()
             if edge is not None:
                 tx.execute(f"DELETE FROM {table} WHERE device = ? AND time <= ?", (number, edge[0]))
+
+
+def _numbers(tx: sqlite3.Connection) -> list[int]:
+    return [row[0] for row in tx.execute("SELECT number FROM telemetry_devices")]
 
 
 def _history_sql(table: str) -> str:

@@ -75,7 +75,6 @@ count=1
 0.temperature=55
 0.power=38000
 0.clock=2400
-0.throttle=0x0
 0.processes=4194305:21474836480 4194306:1073741824
 """
 
@@ -152,6 +151,7 @@ def test_gb10_has_the_systems_memory(machine: Callable[..., Any], memory: str) -
     # what the device does not tell is unknown, not 0, and it is said
     assert device["power_limit_w"] is None and device["memory_clock_mhz"] is None
     assert device["temperature_slowdown_c"] is None and device["temperature_c"] == 55
+    assert device["throttle_reasons"] is None  # not known, which is not "none"
     assert any("power limit" in note and "Not Supported" in note for note in device["notes"])
 
 

@@ -137,7 +137,7 @@ def test_rows_are_bounded_whatever_the_clock_says(
     sampler: Sampler, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telemetry, "MOST_ROWS", {"fine": 100, "coarse": 20})
-    monkeypatch.setattr(telemetry, "PRUNE_S", 0.0)
+    monkeypatch.setattr(telemetry, "BOUND_S", 0.0)
     for _ in range(400):
         machine.moment += 10
         sampler.sample()
