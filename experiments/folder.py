@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,14 @@ def write_results(workspace: Workspace, record: ExperimentRecord, patch: str | N
         durable.write_text(folder / "change.patch", patch)
 
 
-def read_all(workspace: Workspace) -> Iterator[ExperimentRecord]:
-    """The experiments as their folders describe them, by number. A folder that cannot be read is reported and left."""
-    folders = [f for f in workspace.experiments_dir.glob("exp-*") if number(f.name, "exp") is not None]
+def read_all(workspace: Workspace, known: Collection[str] = ()) -> Iterator[ExperimentRecord]:
+    """The experiments as their folders describe them, by number, those in `known` left out.
+
+    A folder that cannot be read is reported and left.
+    """
+    skip = set(known)
+    present = [f for f in workspace.experiments_dir.glob("exp-*") if f.name not in skip]
+    folders = [f for f in present if number(f.name, "exp") is not None]
     for folder in sorted(folders, key=lambda path: number(path.name, "exp") or 0):
         try:
             record = _read(folder)
@@ -136,7 +141,8 @@ def numbers_table(metric: str, n: Numbers, discard_confidence: float) -> list[st
         "|---|---|",
         f"| gain (positive = better) | {n.effect:.6g} |",
         f"| interval at {n.level:.1%} | {n.low:.6g} to {n.high:.6g} |",
-        f"| upper bound at {discard_confidence:.0%} | {n.reach:.6g} |",
+        f"| upper bound at {discard_confidence:.0%} or more | {n.reach:.6g} |",
+        f"| standard error | {n.error:.4g} |",
         f"| candidate, mean of {n.n_candidate} | {n.candidate_mean:.6g} |",
         f"| control, mean of {n.n_control} | {n.control_mean:.6g} |",
         f"| noise of one run (sd, {n.df:g} degrees of freedom) | {n.noise_sd:.4g} |",

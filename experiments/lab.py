@@ -64,7 +64,7 @@ class Experiments:
         self.rule = rule or rule_of(settings.experiments)
         self.slots = slots or max(1, settings.runs.max_concurrent)
         self.ledger = Ledger(database)
-        self.ledger.restore(folder.read_all(workspace))
+        self.ledger.restore(folder.read_all(workspace, self.ledger.ids()))
         self.ids = Ids(database, "exp", workspace.experiments_dir)
         self.lineage = Lineage(workspace, settings.git.prefix)
         find = device or (lambda: _device(settings))

@@ -28,7 +28,7 @@ def test_interval_is_the_textbook_one() -> None:
     from scipy import stats
 
     control, candidate = [1.0, 1.2, 0.9, 1.1], [0.8, 0.7, 0.95]
-    rule = Rule(confidence=0.95, min_candidates=6)  # a single look: no correction
+    rule = Rule(confidence=0.95, min_candidates=6, paired=False)  # a single look: no correction
     numbers = compare(control, candidate, False, rule)
     test = stats.ttest_ind(control, candidate, equal_var=True)
     if numbers.method == "pooled":
@@ -39,13 +39,21 @@ def test_interval_is_the_textbook_one() -> None:
 
 
 def test_paired_interval_is_the_textbook_one() -> None:
+    """Two intervals at half the error each; the narrower is read."""
     from scipy import stats
 
     control, candidate = [1.0, 1.2, 0.9, 1.1], [0.9, 1.15, 0.85, 1.0]
-    numbers = compare(control, candidate, False, Rule(min_candidates=6, paired=True))
-    low, high = stats.ttest_rel(control, candidate).confidence_interval(0.95)
-    assert numbers.method == "paired"
+    numbers = compare(control, candidate, False, Rule(min_candidates=6))
+    low, high = stats.ttest_rel(control, candidate).confidence_interval(0.975)
+    assert numbers.method == "paired" and numbers.level == pytest.approx(0.975)
     assert (numbers.low, numbers.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_equal_seeds_show_a_gain_that_is_smaller_than_the_noise() -> None:
+    control = [1.00, 1.05, 0.95, 1.02]
+    candidate = [score - 0.01 + offset for score, offset in zip(control, (0.0, 0.0004, -0.0003, 0.0), strict=True)]
+    assert judge(claim(smallest_effect=0.005), control, candidate, RULE).decision == "keep"
+    assert judge(claim(smallest_effect=0.005), control, candidate[::-1], RULE).decision == "inconclusive"
 
 
 def test_a_clear_gain_is_kept_and_only_after_the_second_run() -> None:
@@ -81,7 +89,7 @@ def test_direction_higher() -> None:
 
 def test_noise_as_large_as_the_gain_is_undecided_to_the_last_pair() -> None:
     control = [1.00, 1.05, 0.95, 1.02, 0.98, 1.01]
-    candidate = [0.99, 1.03, 0.93, 1.00, 0.97, 0.98]
+    candidate = [1.03, 0.93, 0.99, 0.97, 1.00, 0.98]
     verdict = judge(claim(smallest_effect=0.005), control, candidate, RULE)
     assert verdict.decision == "inconclusive" and verdict.final
     assert "pairs would be needed" in verdict.sentence
@@ -132,22 +140,24 @@ def test_order_of_runs() -> None:
 
 
 def simulate(
-    effect: float, campaigns: int, *, seed: int, smallest: float = 1.0, candidate_sd: float = 1.0
+    effect: float, campaigns: int, *, seed: int, smallest: float = 1.0, candidate_sd: float = 1.0, shared: float = 0.0
 ) -> tuple[float, float]:
-    """Share of experiments kept and mean candidate runs; noise N(0, 1), `effect` in its standard deviations."""
+    """Share of experiments kept and mean candidate runs; noise N(0, 1), `effect` in its standard deviations.
+
+    `shared`: correlation of control and candidate of equal seed.
+    """
     draw = random.Random(seed)
     hypothesis = claim(smallest_effect=smallest)
     kept = runs = 0
     for _ in range(campaigns):
-        control: dict[int, float] = {}
-        candidate: dict[int, float] = {}
+        common = [draw.gauss(0, 1) for _ in range(RULE.max_pairs)]
+        scores: dict[str, dict[int, float]] = {"control": {}, "candidate": {}}
         while True:
-            for role, index in wanted(RULE, list(control), list(candidate)):
-                if role == "control":
-                    control[index] = draw.gauss(0, 1)
-                else:
-                    candidate[index] = draw.gauss(-effect, candidate_sd)
-            verdict = judge(hypothesis, list(control.values()), list(candidate.values()), RULE)
+            for role, index in wanted(RULE, list(scores["control"]), list(scores["candidate"])):
+                noise = math.sqrt(shared) * common[index] + math.sqrt(1 - shared) * draw.gauss(0, 1)
+                scores[role][index] = noise if role == "control" else candidate_sd * noise - effect
+            control, candidate = (list(scores[role].values()) for role in ("control", "candidate"))
+            verdict = judge(hypothesis, control, candidate, RULE)
             if verdict.final:
                 break
         kept += verdict.decision == "keep"
@@ -155,20 +165,23 @@ def simulate(
     return kept / campaigns, runs / campaigns
 
 
-def test_null_simulation() -> None:
-    """Without any effect our rule keeps about 1 in 90; keep-if-lower keeps every second change."""
-    kept, runs = simulate(0.0, 2000, seed=1)
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
+def test_null_simulation(shared: float) -> None:
+    """Without any effect our rule keeps about 1 change in 100, keep-if-lower every second one."""
+    kept, runs = simulate(0.0, 2000, seed=1, shared=shared)
     assert kept < 0.02  # nominal bound 0.025
     assert runs < 4
+
+
+def test_keep_if_lower_for_comparison() -> None:
     draw = random.Random(1)
-    naive = sum(draw.gauss(0, 1) < draw.gauss(0, 1) for _ in range(2000)) / 2000
-    assert naive > 0.45
+    assert sum(draw.gauss(0, 1) < draw.gauss(0, 1) for _ in range(2000)) / 2000 > 0.45
 
 
 def test_power_simulation() -> None:
-    """An effect of three standard deviations is found."""
-    kept, _ = simulate(3.0, 500, seed=2)
-    assert kept > 0.9
+    """An effect of three standard deviations is found; with shared seeds, one of a single standard deviation."""
+    assert simulate(3.0, 500, seed=2)[0] > 0.85
+    assert simulate(1.0, 500, seed=2, shared=0.97, smallest=0.3)[0] > 0.85
 
 
 def test_a_candidate_that_scatters_twice_as_much_does_not_break_the_bound() -> None:
