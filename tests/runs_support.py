@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests_support import processes_of
+
 from training.runs import tree
 from training.runs.manager import Runs
 from training.runs.records import RunRecord, RunRequest
@@ -105,14 +107,13 @@ def kill(pid: int) -> None:
 
 
 def end_everything(workspace: Workspace) -> None:
-    """Supervisors first, or they would report; then every process carrying a run's tag."""
+    """Supervisors first (they name the workspace in their command), then every process carrying a run's tag."""
+    if not any(workspace.runs_dir.glob("run-*")):
+        return
+    while left := processes_of(workspace.root):
+        for process in left:
+            kill(process.pid)
     for folder in workspace.runs_dir.glob("run-*"):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            heartbeat = durable.read_json(folder / "heartbeat.json")
-            if heartbeat and not (folder / "exit.json").exists():
-                supervisor = heartbeat["supervisor"]
-                tree.send(tree.Process(supervisor["pid"], supervisor["started"], 0), signal.SIGKILL)
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            run = durable.read_json(folder / "run.json") or {}
-            tag = run["environment"][tree.TAG_VARIABLE]
+            tag = (durable.read_json(folder / "run.json") or {})["environment"][tree.TAG_VARIABLE]
             tree.kill_all(lambda tag=tag: tree.members((), tag))  # type: ignore[misc]

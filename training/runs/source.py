@@ -25,7 +25,7 @@ from workspace.secrets import mask
 
 CLONE_LIMIT_S = 600.0
 LIST_LIMIT_S = 60.0
-_URL = re.compile(r"^(https?|ssh|git|file)://\S+$|^[\w.-]+@[\w.-]+:\S+$")
+_URL = re.compile(r"^(https?|ssh|git)://\S+$|^[\w.-]+@[\w.-]+:\S+$")
 _COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
 _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -88,17 +88,16 @@ def _address(repo: str, workspace: Workspace, *, network: bool) -> tuple[str, st
     text = repo.strip()
     if not text or "\0" in text or text.startswith("-"):
         raise Refused(f"repo {repo[:80]!r} is no git URL or path", valid="https://..., user@host:path, or a path")
+    text = text.removeprefix("file://")
     if _URL.match(text):
-        if not text.startswith("file://"):
-            if not network:
-                raise Refused(
-                    "cloning from a URL is switched off here",
-                    valid="a path on this machine",
-                    fix="the user can set git = true under [network] in lab.toml",
-                )
-            return text, mask(text)
-        text = text.removeprefix("file://")
-    elif "::" in text or "://" in text:
+        if not network:
+            raise Refused(
+                "cloning from a URL is switched off here",
+                valid="a path on this machine",
+                fix="the user can set git = true under [network] in lab.toml",
+            )
+        return text, mask(text)
+    if "::" in text or "://" in text:
         raise Refused(f"repo {mask(text)[:80]!r} uses an unknown protocol", valid="https, http, ssh, git, file, a path")
     path = (workspace.root / Path(text).expanduser()).resolve()
     if not path.is_dir():

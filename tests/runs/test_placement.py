@@ -1,0 +1,213 @@
+"""Devices: what a run may have, who holds what, and that no device is ever given twice."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_support import Bench
+
+from training.runs.leases import Leases, release
+from training.runs.placement import GB, by_room, environment, need_of
+from training.runs.records import RunRequest
+from workspace import durable
+from workspace.errors import Refused, Unavailable
+
+
+@dataclass(frozen=True)
+class Card:
+    index: int
+    name: str = "NVIDIA GeForce RTX 4080"
+    memory_total_bytes: int | None = 16 * GB
+    memory_free_bytes: int | None = 16 * GB
+    backend: str = "cuda"
+
+    @property
+    def id(self) -> str:
+        return f"{self.backend}:{self.index}"
+
+    @property
+    def uuid(self) -> str:
+        return f"GPU-0000-{self.index}"
+
+
+TWO = [Card(0), Card(1)]
+MIXED = [Card(0), Card(1, "NVIDIA H200", 141 * GB, 141 * GB)]
+
+
+@pytest.mark.parametrize(
+    ("wish", "devices", "count"),
+    [
+        ({}, [], 0),
+        ({}, TWO, 1),
+        ({"prefer_resource": "cpu"}, TWO, 0),
+        ({"gpu_count": 0}, TWO, 0),
+        ({"gpu_count": 2, "kind": "script"}, TWO, 2),
+        ({"prefer_resource": "GPU"}, TWO, 1),
+        ({"prefer_resource": "h200"}, MIXED, 1),
+        ({"gpu_memory_min_gb": 100}, MIXED, 1),
+        ({"gpu_memory_min_gb": 100}, [Card(0, memory_total_bytes=None, memory_free_bytes=None)], 1),
+    ],
+)
+def test_need(wish: dict[str, Any], devices: list[Card], count: int) -> None:
+    assert need_of(RunRequest(**wish), devices).count == count
+
+
+@pytest.mark.parametrize(
+    ("wish", "devices", "words"),
+    [
+        ({"gpu_count": 3, "kind": "script"}, TWO, "cannot give 3 accelerators"),
+        ({"gpu_memory_min_gb": 24}, TWO, "cuda:0 NVIDIA GeForce RTX 4080 \\(16 GB\\), cuda:1"),
+        ({"gpu_count": 2, "gpu_memory_min_gb": 24, "kind": "script"}, MIXED, "2 accelerators with at least 24 GB"),
+        ({"prefer_resource": "NVIDIA H20 0"}, MIXED, "closest: NVIDIA H200"),
+        ({"prefer_resource": "gpu"}, [], "only the CPU"),
+        ({"gpu_count": 2}, TWO, "built-in trainer uses one"),
+    ],
+)
+def test_impossible_needs_are_refused_with_what_there_is(wish: dict[str, Any], devices: list[Card], words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        need_of(RunRequest(**wish), devices)
+
+
+def test_devices_with_most_room_first_and_full_ones_not_at_all() -> None:
+    cards = [Card(0, memory_free_bytes=4 * GB), Card(1), Card(2, memory_free_bytes=1 * GB)]
+    need = need_of(RunRequest(gpu_memory_min_gb=2), cards)
+    assert [card.index for card in by_room(need, cards)] == [1, 0]
+
+
+def test_a_job_sees_its_devices_only() -> None:
+    need = need_of(RunRequest(), TWO)
+    assert environment(need, [TWO[1]])["CUDA_VISIBLE_DEVICES"] == "GPU-0000-1"
+    amd = Card(1, "MI300X", backend="rocm")
+    assert environment(need, [amd])["HIP_VISIBLE_DEVICES"] == "1"
+    assert environment(need_of(RunRequest(gpu_count=0), TWO), [])["CUDA_VISIBLE_DEVICES"] == ""
+
+
+WAITS = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'] or 'none', flush=True); time.sleep(600)"
+
+
+def test_two_workspaces_share_two_cards(make_bench: Callable[..., Bench]) -> None:
+    one, two = (make_bench(name, devices=lambda: TWO) for name in ("eins", "zwei"))
+    first, second = one.start(WAITS), two.start(WAITS)
+    third = two.start(WAITS)
+    cpu = two.start(WAITS, prefer_resource="cpu")
+    seen = []
+    for bench, run_id in ((one, first), (two, second), (two, cpu)):
+        bench.printed(run_id, "\n")
+        seen.append(bench.text(run_id).strip())
+    assert seen == ["GPU-0000-0", "GPU-0000-1", "none"]
+    waiting = two.runs.get(third).waiting_for or ""
+    assert "cuda:0 is held by run-0001 of workspace eins" in waiting and f"cuda:1 is held by {second}" in waiting
+    assert durable.read_json(one.folder(first) / "run.json")["devices"] == [
+        {"id": "cuda:0", "uuid": "GPU-0000-0", "index": 0}
+    ]
+    one.runs.stop(first)
+    one.end(first)
+    two.printed(third, "\n")
+    assert two.text(third).strip() == "GPU-0000-0"
+    assert two.runs.get(third).devices == ["cuda:0"]
+
+
+def test_a_run_that_waits_for_two_cards_is_not_passed_by(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(devices=lambda: TWO)
+    running = bench.start(WAITS)
+    both = bench.start(WAITS, gpu_count=2)
+    small = bench.start(WAITS)
+    bench.runs.tick()
+    assert [bench.runs.get(run_id).state for run_id in (both, small)] == ["queued", "queued"]
+    assert "runs before it" in (bench.runs.get(small).waiting_for or "")
+    bench.runs.stop(running)
+    bench.end(running)
+    bench.printed(both, "\n")
+    assert bench.text(both).strip() == "GPU-0000-0,GPU-0000-1"
+    assert bench.runs.get(small).state == "queued"
+
+
+def test_max_concurrent_counts_everything(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(devices=lambda: TWO, max_concurrent=1)
+    first, second = bench.start(WAITS), bench.start(WAITS)
+    bench.runs.tick()
+    assert bench.runs.get(second).waiting_for == (
+        f"one of 1 active runs to end ({first}): runs.max_concurrent is 1; position 1 of 1 in the queue"
+    )
+
+
+def test_a_device_that_vanished_is_waited_for(make_bench: Callable[..., Bench]) -> None:
+    there = list(TWO[:1])
+    bench = make_bench(devices=lambda: list(there))
+    running, waiting = bench.start(WAITS), bench.start(WAITS)
+    there.clear()
+    bench.runs.stop(running)
+    bench.end(running)
+    bench.until(lambda: "now there is no accelerator" in (bench.runs.get(waiting).waiting_for or ""))
+    there.append(TWO[1])
+    bench.printed(waiting, "GPU-0000-1")
+
+
+# -- leases ------------------------------------------------------------------------------------------------------------
+
+
+def test_lease_is_exclusive_and_told(tmp_path: Path) -> None:
+    leases, others = Leases(tmp_path / "leases"), Leases(tmp_path / "leases")
+    lease = leases.acquire("GPU-1/2", run="run-0001", workspace=Path("/here"))
+    assert lease is not None
+    assert others.acquire("GPU-1/2", run="run-0002", workspace=Path("/there")) is None
+    holder = others.holders(["GPU-1/2", "GPU-9"])["GPU-1/2"]
+    assert (holder.run, holder.workspace) == ("run-0001", "/here")
+    assert others.acquire_some(["GPU-1/2", "GPU-3"], 2, run="run-0002", workspace=Path("/there")) is None
+    assert set(others.holders()) == {"GPU-1_2"}  # nothing of the failed attempt is held
+    lease.close()
+    assert others.holders() == {}
+    held = others.acquire_some(["GPU-1/2", "GPU-3"], 1, run="run-0002", workspace=Path("/there"))
+    assert held is not None and [lease.resource for lease in held] == ["GPU-1/2"]
+    release(held)
+
+
+def test_folder_and_files_are_everybodys(tmp_path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        lease = Leases(tmp_path / "leases").acquire("cpu-0", run="r", workspace=tmp_path)
+    finally:
+        os.umask(mask)
+    assert lease is not None
+    assert stat.S_IMODE((tmp_path / "leases").stat().st_mode) == 0o1777
+    assert stat.S_IMODE((tmp_path / "leases" / "cpu-0.lock").stat().st_mode) == 0o666
+    lease.close()
+
+
+def test_a_link_put_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "leases").mkdir()
+    target = tmp_path / "victim"
+    target.write_text("precious")
+    (tmp_path / "leases" / "cpu-0.lock").symlink_to(target)
+    with pytest.raises(Unavailable):
+        Leases(tmp_path / "leases").acquire("cpu-0", run="r", workspace=tmp_path)
+    assert target.read_text() == "precious"
+
+
+def test_looking_never_takes_a_lease_away(tmp_path: Path) -> None:
+    """Another process asks who holds what, all the time; every attempt on a free lease must succeed."""
+    leases = Leases(tmp_path / "leases")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom training.runs.leases import Leases\n"
+        "leases = Leases(Path(sys.argv[1]))\nprint('go', flush=True)\nwhile True: leases.holders()"
+    )
+    looker = subprocess.Popen([sys.executable, "-c", code, str(leases.folder)], stdout=subprocess.PIPE)
+    try:
+        assert looker.stdout and looker.stdout.readline() == b"go\n"
+        for _ in range(300):
+            lease = leases.acquire("cpu-0", run="r", workspace=tmp_path)
+            assert lease is not None
+            lease.close()
+    finally:
+        looker.kill()
+        looker.wait()
+        assert looker.stdout
+        looker.stdout.close()
