@@ -38,6 +38,16 @@ def papers(tmp_path: Path, shelf_lab: Workspace) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, shelf_lab: Workspace, embedder: Embedder) -> Iterator[Engine]:
+    """Memory in this process with nothing but the starter shelf; only to be read."""
+    workspace = make_workspace(tmp_path_factory.mktemp("library") / "lab")
+    copytree(shelf_lab.index_dir, workspace.index_dir)
+    made = Engine(workspace, embedding.PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    yield made
+    assert made.close(10)
+
+
 @pytest.fixture
 def engine(papers: Workspace, embedder: Embedder) -> Iterator[Engine]:
     """Memory in this process."""

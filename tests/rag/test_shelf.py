@@ -25,8 +25,8 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_in_other_words_finds_its_paper_among_three(engine: Engine, question: str) -> None:
-    page = engine.search(check(question, limit=3))
+def test_a_question_in_other_words_finds_its_paper_among_three(library: Engine, question: str) -> None:
+    page = library.search(check(question, limit=3))
     assert f"shelf:{QUESTIONS[question]}" in [hit.id for hit in page.hits]
 
 
@@ -40,8 +40,8 @@ def test_a_question_in_other_words_finds_its_paper_among_three(engine: Engine, q
         "tax return",
     ],
 )
-def test_a_question_about_something_else_finds_nothing_and_says_so(engine: Engine, question: str) -> None:
-    page = engine.search(check(question))
+def test_a_question_about_something_else_finds_nothing_and_says_so(library: Engine, question: str) -> None:
+    page = library.search(check(question))
     assert page.hits == []
     assert page.note == "nothing relevant"
     assert page.nearest
@@ -57,8 +57,8 @@ def test_every_note_is_complete() -> None:
         assert {block.section for block in document.blocks} == {"What it found", "What it means for a small lab"}
 
 
-def test_a_hit_names_paper_section_and_date(engine: Engine) -> None:
-    hit = engine.search(check("compute-optimal training of large language models", limit=1)).hits[0]
+def test_a_hit_names_paper_section_and_date(library: Engine) -> None:
+    hit = library.search(check("compute-optimal training of large language models", limit=1)).hits[0]
     assert (hit.id, hit.kind, hit.source, hit.date) == ("shelf:chinchilla", "paper", "shelf:chinchilla", "2022-03")
     assert hit.section == "What it found"
     assert 0 < len(hit.quote) <= 400
