@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import threading
@@ -86,8 +85,10 @@ class Indexer:
                 self._stopping.wait(2.0)
                 continue
             self._wake.wait(IDLE_S if self._dirty else None)
-        with contextlib.suppress(Exception):
+        try:
             self._flush()
+        except Exception:  # what was not flushed is indexed again at the next start
+            log.exception("the index could not be flushed at the end")
 
     def _one(self, above: int = -1) -> bool:
         """Do the next document; False when there is none."""
