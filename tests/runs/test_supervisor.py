@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from workspace.process import start_time
 
 
 @pytest.mark.parametrize(
-    ("text", "state", "failure", "code", "signal"),
+    ("text", "state", "failure", "code", "number"),
     [
         ("print('fine')", "succeeded", None, 0, None),
         ("raise SystemExit(3)", "failed", "exit", 3, None),
@@ -34,11 +35,11 @@ from workspace.process import start_time
     ],
 )
 def test_end_is_told_as_it_was(
-    bench: Bench, text: str, state: str, failure: str | None, code: int | None, signal: str | None
+    bench: Bench, text: str, state: str, failure: str | None, code: int | None, number: str | None
 ) -> None:
     run_id = bench.start(text)
     record = bench.end(run_id)
-    assert (record.state, record.failure_class, record.exit_code, record.signal) == (state, failure, code, signal)
+    assert (record.state, record.failure_class, record.exit_code, record.signal) == (state, failure, code, number)
     assert record.started_at is not None and record.ended_at is not None and record.started_at <= record.ended_at
     assert bench.events() == {("run.started", run_id): 1, ("run.ended", run_id): 1}
     final = durable.read_json(bench.folder(run_id) / "exit.json")
@@ -248,3 +249,22 @@ def test_supervisor_is_small(bench: Bench) -> None:
             pytest.skip("no /proc here")
         resident = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
         assert int(resident.split()[1]) < 20_000, resident
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_signals_reach_exactly_the_process_meant(monkeypatch: pytest.MonkeyPatch, pidfd: bool) -> None:
+    """Also in containers that forbid pidfd_open; never another process with the same pid."""
+    if not pidfd:
+
+        def forbidden(_: int) -> int:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "pidfd_open", forbidden, raising=False)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        started = start_time(process.pid)
+        assert started is not None
+        assert not tree.send(tree.Process(process.pid, started + "0", 0), signal.SIGKILL)
+        assert process.poll() is None
+        assert tree.send(tree.Process(process.pid, started, 0), signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+    assert not tree.send(tree.Process(process.pid, started, 0), signal.SIGKILL)

@@ -96,19 +96,31 @@ def members(roots: Collection[int], tag: str, *, spare: Collection[int] = ()) ->
 
 def send(process: Process, number: signal.Signals) -> bool:
     """Signal exactly this process; False when it is gone or not ours to signal."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "pidfd_open"):  # holds the pid while its start time is compared: no reuse in between
-            descriptor = os.pidfd_open(process.pid)
-            try:
-                if start_time(process.pid) == process.started:
-                    signal.pidfd_send_signal(descriptor, number)
-                    return True
-            finally:
-                os.close(descriptor)
-        elif start_time(process.pid) == process.started:
+    descriptor = _hold(process.pid)
+    try:
+        if start_time(process.pid) != process.started:
+            return False
+        if descriptor is None:
             os.kill(process.pid, number)
-            return True
-    return False
+        else:
+            signal.pidfd_send_signal(descriptor, number)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _hold(pid: int) -> int | None:
+    """A descriptor of the process: while it is compared and signalled, its pid cannot become another's.
+
+    None where there is no such thing (other systems, old kernels, containers that forbid it).
+    """
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def kill_all(remaining: Callable[[], list[Process]]) -> list[Process]:
