@@ -173,7 +173,7 @@ def overview(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> 
         )
     for line in answer["experiments_running"] + answer["experiments_waiting"]:
         console.print(
-            f"{line['experiment']} {line['state']}: {escape(line['change'])} ({escape(line.get('progress') or 'waits')})"
+            f"{line['experiment']} {line['state']} ({escape(line.get('progress') or 'waits')}): {escape(line['change'])}"
         )
     for line in answer["last_learnt"]:
         console.print(f"{line['experiment']}: {escape(line.get('sentence') or '')}")

@@ -24,6 +24,21 @@ from workspace.errors import LabError
 from workspace.layout import Workspace
 
 TRAINING_S = 60
+EXPERIMENT: dict[str, Any] = {
+    "statement": "A tenth of the learning rates of the matrices makes val_bpb higher by far more than chance would",
+    "change": {"optimizer.matrix_lr": 0.004},
+    "metric": "val_bpb",
+    "direction": "lower",
+    "smallest_effect": 0.01,
+    "why": "a control of the lab itself: in so few steps a small rate can only learn less",
+    "category": "optimizer",
+    "budget_kind": "steps",
+    "budget_amount": 40,
+}
+QUESTIONS = [
+    ("what happens with a smaller learning rate for the matrices", ["experiment"]),
+    ("how much data does a model of a given size need", ["paper"]),
+]
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -116,11 +131,78 @@ class Demo:
                 size = sum(f.stat().st_size for f in path.rglob("*")) if path.is_dir() else path.stat().st_size
                 self.say(f"  {os.path.relpath(path):44} {size:>12,} bytes")
 
+    async def note(self, run: dict[str, Any]) -> None:
+        self.chapter("Write down why  (write_session_note)")
+        bpb = run["summary"]["val_bpb"]
+        notes = [
+            ("Objective", "See what the lab does on this machine, from an untrained model to a judged experiment."),
+            (
+                "Analysis",
+                f"{run['run_id']} reached {bpb:.3f} bits per byte; a short run, so the schedule matters a lot.",
+            ),
+        ]
+        for section, text in notes:
+            answer = await self.call("write_session_note", section=section, text=text, runs=[run["run_id"]])
+            self.say(f"{section}: {text}")
+        self.say(f"in {answer['page']}")
+
+    async def experiment(self) -> dict[str, Any]:
+        self.chapter("Test an idea properly  (propose_and_run_experiment)")
+        proposed = await self.call("propose_and_run_experiment", **EXPERIMENT)
+        experiment = proposed["experiment_id"]
+        self.say(f"{experiment}: {EXPERIMENT['statement']}.")
+        self.say("Frozen; now preflight, a test run, and the change against the present recipe, each several times ...")
+        columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[text]}"))
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(experiment, total=1.0, text="proposed")
+
+            async def show(progress: float, total: float | None, message: str | None) -> None:
+                bars.update(bar, completed=progress, text=message or "")
+
+            arguments = {"experiment_id": experiment, "wait_s": 20}
+            while True:
+                answer = await self.client.call_tool("list_experiments", arguments, progress_callback=show)
+                assert answer.structured_content is not None
+                found: dict[str, Any] = answer.structured_content["experiments"][0]
+                if found["state"] == "done":
+                    bars.update(bar, completed=1.0, text="done")
+                    break
+        self.say(f"{found['verdict']}: {found['sentence']}")
+        return found
+
+    async def search(self, experiment: str) -> None:
+        self.chapter("Has this been tried? What do papers say?  (rag_search)")
+        for query, kinds in QUESTIONS:
+            self.say(f"? {query}")
+            for _ in range(10):  # an experiment is found within two seconds of its verdict
+                hits = (await self.call("rag_search", query=query, kinds=kinds, limit=2))["hits"]
+                if "experiment" not in kinds or any(hit["id"] == experiment for hit in hits):
+                    break
+                await anyio.sleep(0.3)
+            for hit in hits:
+                self.say(f"  {hit['title']}  [{hit['source']}]")
+                self.say(f"    \u201c{hit['quote'][:200]}\u201d")
+
+    def records(self) -> None:
+        self.chapter("What it wrote  (results.tsv, docs/sessions/)")
+        for line in self.workspace.results_file.read_text(encoding="utf-8").splitlines():
+            self.say("  " + " | ".join(line.split("\t")[:8]))
+        page = max(self.workspace.sessions_dir.glob("*.md"), key=lambda path: path.stat().st_mtime)
+        self.say(f"The notebook page, {os.path.relpath(page)}, begins:")
+        for line in page.read_text(encoding="utf-8").splitlines()[:14]:
+            self.say("  " + line)
+
 
 def sparkline(values: list[float]) -> str:
     low, high = min(values), max(values)
     scale = (len(BARS) - 1) / ((high - low) or 1)
     return "".join(BARS[round((value - low) * scale)] for value in values)
+
+
+def _first(group: BaseExceptionGroup[LabError]) -> BaseException:
+    """The refusal itself, out of the task groups of the client's streams."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 async def _run(workspace: Workspace, console: Console, seconds: float) -> None:
@@ -134,6 +216,10 @@ async def _run(workspace: Workspace, console: Console, seconds: float) -> None:
         await demo.hardware()
         answer = await demo.train(seconds)
         await demo.result(answer)
+        await demo.note(answer)
+        experiment = await demo.experiment()
+        await demo.search(experiment["experiment_id"])
+        demo.records()
         demo.folder(answer["run_id"])
 
 
@@ -143,7 +229,10 @@ def main(directory: Path, *, seconds: float = TRAINING_S) -> None:
     started = time.monotonic()
     report = initialise.init(directory)
     console.print(escape(f"Workspace: {report.root} ({'new' if report.changed else 'as it was'})"))
-    anyio.run(_run, Workspace(Path(report.root)), console, seconds)
+    try:
+        anyio.run(_run, Workspace(Path(report.root)), console, seconds)
+    except* LabError as group:
+        raise _first(group) from None
     console.print()
     console.print(escape(f"Done in {time.monotonic() - started:.0f} s. Look around: cd {os.path.relpath(report.root)}"))
     console.print(escape(f"For Claude Code: {report.register_command}"))

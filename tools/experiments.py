@@ -36,8 +36,8 @@ class ProposeArguments(Arguments):
     kind: Literal["superiority", "non_inferiority", "cost"] = Field(
         "superiority", description="non_inferiority: worse by less than smallest_effect while cost_metric falls"
     )
-    cost_metric: str = Field("seconds", max_length=80)
-    smallest_saving: float = Field(0.05, gt=0, lt=1, description="non_inferiority: smallest saving, as a fraction")
+    cost_metric: str | None = Field(None, max_length=80, description="non_inferiority: training_seconds by default")
+    smallest_saving: float | None = Field(None, gt=0, lt=1, description="non_inferiority: a fraction, 0.05 by default")
     category: str | None = Field(None, max_length=60, description="e.g. optimizer, schedule, architecture")
     repeat_of: str | None = Field(None, max_length=40, description="the experiment this repeats on purpose")
     budget_kind: Literal["seconds", "steps"] | None = Field(None, description="of each run, instead of the recipe's")
