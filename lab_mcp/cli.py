@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lab_mcp import connection
+from lab_mcp.terminal import console
 from workspace import process
 from workspace.errors import LabError
 from workspace.layout import Workspace, discover
@@ -26,7 +27,6 @@ app = typer.Typer(
 )
 service_app = typer.Typer(help="Run the service from the system's own service manager.", no_args_is_help=True)
 app.add_typer(service_app, name="service")
-console = Console(highlight=False)
 
 WorkspaceOption = Annotated[
     Path | None,

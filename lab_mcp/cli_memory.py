@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
@@ -17,9 +16,9 @@ from lab_mcp import connection
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.cli_client import call, conversation
 from lab_mcp.cli_runs import JsonOption, setting
+from lab_mcp.terminal import console
 from workspace.layout import discover
 
-console = Console(highlight=False)
 session_app = typer.Typer(help="The lab notebook: list, show, new, close, export.", no_args_is_help=True)
 
 

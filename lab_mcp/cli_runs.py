@@ -7,17 +7,16 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.cli_client import call
+from lab_mcp.terminal import console
 from workspace.errors import Refused
 from workspace.layout import discover
 
-console = Console(highlight=False)
 GIB = 2**30
 JsonOption = Annotated[bool, typer.Option("--json", help="print the tool's answer as JSON")]
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 
 from lab_mcp import initialise
+from lab_mcp.terminal import console
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
@@ -58,7 +59,7 @@ class Demo:
         return dict(answer.structured_content)
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=True)
 
     def chapter(self, title: str) -> None:
         self.console.print()
@@ -225,7 +226,6 @@ async def _run(workspace: Workspace, console: Console, seconds: float) -> None:
 
 def main(directory: Path, *, seconds: float = TRAINING_S) -> None:
     """Make (or reuse) a workspace in `directory` and show the lab at work in it."""
-    console = Console(highlight=False)
     started = time.monotonic()
     report = initialise.init(directory)
     console.print(escape(f"Workspace: {report.root} ({'new' if report.changed else 'as it was'})"))

@@ -37,6 +37,7 @@ from workspace.errors import LabError
 from workspace.layout import Workspace
 
 TICK_S = 0.5
+WARM_UP_AFTER_S = 3.0
 KEEPER_CHECK_S = 5.0
 HEARTBEAT_S = 30.0
 GRACEFUL_SHUTDOWN_S = 2  # open event streams would block SIGTERM for ever otherwise
@@ -106,6 +107,7 @@ class Service:
         async with anyio.create_task_group() as group:
             for work in compose.rounds(self.lab):
                 group.start_soon(self._round, work)
+            group.start_soon(self._warm_up)
             last_keeper_check = last_heartbeat = time.monotonic()
             while True:
                 await anyio.sleep(TICK_S)
@@ -126,6 +128,11 @@ class Service:
                 ):
                     self.stop(f"idle for {idle_s / 60:.0f} minutes")
                     return
+
+    async def _warm_up(self) -> None:
+        """What makes the first search quick, once the first answers of a cold start are out."""
+        await anyio.sleep(WARM_UP_AFTER_S)
+        await anyio.to_thread.run_sync(self.lab.memory.start)
 
     async def _round(self, work: compose.Round) -> None:
         while True:
