@@ -171,9 +171,8 @@ def overview(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> 
             f"best: {best['experiment']} {escape(best['change'])}, {best['metric']} {best.get('score') or '?'}"
         )
     for line in answer["experiments_running"] + answer["experiments_waiting"]:
-        console.print(
-            f"{line['experiment']} {line['state']} ({escape(line.get('progress') or 'waits')}): {escape(line['change'])}"
-        )
+        progress = line.get("progress") or "waits"
+        console.print(f"{line['experiment']} {line['state']} ({escape(progress)}): {escape(line['change'])}")
     for line in answer["last_learnt"]:
         console.print(f"{line['experiment']}: {escape(line.get('sentence') or '')}")
     if answer.get("last_next_steps"):
