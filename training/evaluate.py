@@ -32,8 +32,9 @@ class Evaluation:
     tokens: int
     bytes: int
 
-    def as_json(self) -> dict[str, float]:
-        return asdict(self)
+    def as_json(self) -> dict[str, float | None]:
+        """JSON has no infinity: a perplexity beyond the numbers is None."""
+        return asdict(self) | {"perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ class Reporter:
             total = f"{self._total / GIGA:.1f}GB {self._word} ({percent:.1f}% utilization)"
             say(f"{self._label}: {used / GIGA:.1f}GB / {total}")
 
-    def evaluation(self, step: int, elapsed_s: float, result: dict[str, float], *, full: bool) -> None:
+    def evaluation(self, step: int, elapsed_s: float, result: dict[str, float | None], *, full: bool) -> None:
         """A quick evaluation's figure is on less text than the final one's: `val_kind` tells them apart."""
         kind = "full" if full else "quick"
         self._append({"step": step, "elapsed_s": round(elapsed_s, 3), "val_kind": kind} | result)

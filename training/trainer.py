@@ -213,12 +213,16 @@ class Trainer:
             self.save_checkpoint()
 
     def final_evaluation(self) -> Evaluation:
-        """On the whole validation text of the configuration. Raises `Preempted`; the checkpoint is there already."""
+        """On the whole validation text of the configuration. Raises `NotANumber`, or `Preempted` (the checkpoint is
+        there already).
+        """
         rows = self._validation_rows(self.config.evaluation.bytes)
         try:
             result = self._evaluate(rows)
         except _Interrupted:
             raise Preempted from None
+        if not math.isfinite(result.val_loss):
+            raise NotANumber(f"the validation loss is {result.val_loss} after step {self.clock.steps}")
         self.reporter.evaluation(self.clock.steps, self.clock.seconds, result.as_json(), full=True)
         return result
 

@@ -1,0 +1,141 @@
+"""The optimizer and the schedule."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+from training_support import small
+from torch import nn
+
+from training.model import GPT, build_model
+from training.optim import MuonAdamW, assert_each_once, build_optimizer, orthogonalize, parameter_groups, set_rates
+from training.schedule import rates
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
+def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    g = torch.randn(shape)
+    values = torch.linalg.svdvals(orthogonalize(g, 5))
+    assert values.max() < 1.3
+    assert values.median() > 0.7
+    left, _, right = torch.linalg.svd(g, full_matrices=False)
+    alignment = (orthogonalize(g, 5) * (left @ right)).sum(dim=(-2, -1)) / min(shape[1:])
+    assert (alignment > 0.8).all()  # the directions are the gradient's own
+
+
+def test_every_parameter_is_in_exactly_one_group() -> None:
+    model = build_model(small())
+    groups = parameter_groups(model, small())
+    assert_each_once(model, groups)
+    with pytest.raises(AssertionError, match="in 0 groups"):
+        assert_each_once(model, groups[1:])
+    with pytest.raises(AssertionError, match="in 2 groups"):
+        assert_each_once(model, [*groups, groups[0]])
+
+
+def test_a_foreign_parameter_is_noticed() -> None:
+    model = build_model(small())
+    model.register_parameter("stray", nn.Parameter(torch.zeros(3)))
+    with pytest.raises(AssertionError, match="stray"):
+        parameter_groups(model, small())
+
+
+def test_adamw_is_torchs_without_decay() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(5)) for _ in range(2))
+    settings = {"name": "x", "kind": "adamw", "params": [ours], "lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-8}
+    a = MuonAdamW([settings])
+    b = torch.optim.AdamW([theirs], lr=0.1, betas=(0.8, 0.95), eps=1e-8, weight_decay=0)
+    for _ in range(5):
+        gradient = torch.randn(5)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_matrices_step_as_each_would_alone() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(3, 8, 16)
+    gradients = torch.randn(2, 3, 8, 16)
+    group = {"name": "m", "kind": "muon", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "polar_steps": 5}
+
+    def stepped(together: bool) -> torch.Tensor:
+        matrices = [nn.Parameter(m.clone()) for m in start]
+        members = [matrices] if together else [[m] for m in matrices]
+        optimizer = MuonAdamW([{**group, "variance_beta": 0.9, "params": some} for some in members])
+        for gradient in gradients:
+            for m, g in zip(matrices, gradient, strict=True):
+                m.grad = g.clone()
+            optimizer.step()
+        return torch.stack([m.detach() for m in matrices])
+
+    torch.testing.assert_close(stepped(True), stepped(False))
+
+
+def test_decay_acts_only_where_the_step_shrinks_the_weight() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(8, 8), torch.randn(8, 8)
+
+    def after(decay: float) -> torch.Tensor:
+        p = nn.Parameter(start.clone())
+        p.grad = gradient.clone()
+        group = {"name": "m", "kind": "muon", "lr": 0.1, "momentum": 0.9, "polar_steps": 5, "variance_beta": 0.9}
+        MuonAdamW([{**group, "weight_decay": decay, "params": [p]}]).step()
+        return p.detach()
+
+    plain, decayed = after(0.0), after(0.5)
+    shrinking = ((start - plain) * start) > 0
+    torch.testing.assert_close(decayed, plain - 0.1 * 0.5 * start * shrinking)
+    assert shrinking.any() and not shrinking.all()
+
+
+def test_it_learns_to_copy() -> None:
+    config = small()
+    torch.manual_seed(0)
+    model = cast(GPT, build_model(config))
+    optimizer = build_optimizer(model, config)
+    ids = torch.randint(300, (4, 1)).expand(4, 33).contiguous()  # rows of one repeated token
+    losses = []
+    for step in range(30):
+        set_rates(optimizer, rates(config, step / 30))
+        loss = model.loss(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_rounding_noise_in_the_first_gradient_moves_no_scalar() -> None:
+    config = small()
+    torch.manual_seed(0)
+    model = cast(GPT, build_model(config))
+    optimizer = build_optimizer(model, config)
+    before = model.skip_weights.detach().clone()
+    ids = torch.randint(300, (4, 33))
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    optimizer.step()
+    torch.testing.assert_close(model.skip_weights.detach(), before, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine", "sqrt"])
+def test_the_schedule_rises_holds_and_falls(shape: str) -> None:
+    config = small(
+        schedule__warmup=0.1, schedule__warmdown=0.4, schedule__final=0.05, schedule__shape=shape,
+        optimizer__momentum_warmup=0.5,
+    )  # fmt: skip
+    points = [rates(config, i / 100) for i in range(101)]
+    factors = [p.lr for p in points]
+    assert factors[0] == 0
+    assert factors[10:61] == [1.0] * 51
+    assert factors[60:] == sorted(factors[60:], reverse=True)
+    assert factors[100] == pytest.approx(0.05)
+    assert rates(config, 1.7) == points[100]
+    assert points[0].momentum == config.optimizer.momentum_start
+    assert points[50].momentum == pytest.approx(config.optimizer.momentum)
+    assert points[0].weight_decay == config.optimizer.weight_decay
+    assert points[100].weight_decay == 0

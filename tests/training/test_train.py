@@ -1,0 +1,333 @@
+"""The trainer as it is really run: a process on a run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_support import metrics, module_command, run_folder, small, summary, train, workspace_with_text
+
+from training import train as train_module
+from training.checkpoint import open_checkpoint
+from workspace.errors import LabError
+from workspace.layout import Workspace
+
+STEP_LINE = re.compile(r"^Step (\d+) \| Loss: (\d+\.\d{4}) \| lr: \S+ \| tok/s: [\d,]+ \| [\d.]+% \| eta \S+$", re.M)
+CPU_LINE = re.compile(r"^CPU: [\d.]+GB / [\d.]+GB resident \([\d.]+% utilization\)$", re.M)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return workspace_with_text(tmp_path)
+
+
+def train_here(folder: Path, *arguments: str) -> int:
+    """The trainer in this process: saves importing torch again. It leaves the signal handler as it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return train_module.main([str(folder), *arguments])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(open_checkpoint(folder).folder / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_from_start_to_summary(workspace: Workspace) -> None:
+    folder = run_folder(workspace, small(budget__amount=40, evaluation__quick_count=2))
+    done = train(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = STEP_LINE.findall(done.stdout)
+    assert steps[0][0] == "1" and steps[-1][0] == "40"
+    assert CPU_LINE.search(done.stdout)
+
+    block = done.stdout.split("\n---\n")[1]
+    values = dict(re.findall(r"^(\w+): +(\S+)$", block, re.M))
+    assert list(values) == [
+        "val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent", "total_tokens_M", "num_steps",
+        "num_params_M", "depth",
+    ]  # fmt: skip
+
+    end = summary(folder)
+    assert end["state"] == "succeeded"
+    assert float(values["val_bpb"]) == pytest.approx(end["val_bpb"], abs=1e-6)
+    assert end["steps"] == 40 and end["tokens"] == 40 * 256
+    assert end["parameters"]["total"] == sum(w.numel() for w in weights(folder).values())
+    assert end["mfu"] is None  # nobody knows a CPU's peak
+    assert end["val_bpb"] < 3.5 and end["train_loss"] < 5.0  # a uniform guess: 5.7 nats a token
+    assert end["compile"]["used"] == "off" and end["compile"]["reason"]
+
+    records = metrics(folder)
+    losses = [r for r in records if "loss" in r]
+    assert losses[0].keys() >= {"step", "time", "elapsed_s", "loss", "lr", "grad_norm", "tokens", "tokens_per_s"}
+    assert losses[-1]["step"] == 40
+    assert [r["val_kind"] for r in records if "val_bpb" in r] == ["quick", "quick", "full"]
+    assert records[-1]["val_bpb"] == end["val_bpb"]
+
+    told = subprocess.run(
+        module_command("training.sample", folder, "--prompt", "the cat", "--tokens", "5"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.startswith("the cat")
+
+
+def test_a_seeded_run_repeats_bit_by_bit_and_another_seed_differs(workspace: Workspace) -> None:
+    folders = [run_folder(workspace, small(seed=seed), name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    assert [train_here(folder) for folder in folders] == [0, 0, 0]
+    a, b, c = map(summary, folders)
+    assert (a["val_bpb"], a["train_loss"], a["sample"]) == (b["val_bpb"], b["train_loss"], b["sample"])
+    assert same(weights(folders[0]), weights(folders[1]))
+    assert not same(weights(folders[0]), weights(folders[2]))
+    assert a["data"]["sha256"] == c["data"]["sha256"]
+
+
+def test_the_warm_up_teaches_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.trainer import Trainer
+
+    assert train_here(run_folder(workspace, small(), "with")) == 0
+    monkeypatch.setattr(Trainer, "warm_up", lambda self: None)
+    assert train_here(run_folder(workspace, small(), "without")) == 0
+    assert same(weights(workspace.run_dir("with")), weights(workspace.run_dir("without")))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    from training.trainer import Trainer
+
+    whole = run_folder(workspace, small(), "whole")
+    assert train_here(whole) == 0
+
+    halved = run_folder(workspace, small(), "halved")
+    between = Trainer._between_steps
+
+    def stop_then(self: Trainer) -> None:
+        between(self)
+        self.stop_requested = self.clock.steps == stop_after
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_between_steps", stop_then)
+        assert train_here(halved) == 75
+    assert summary(halved)["state"] == "preempted"
+    assert open_checkpoint(halved).step == stop_after
+    assert train_here(halved, "--resume") == 0
+    assert same(weights(whole), weights(halved))
+    assert summary(halved)["val_bpb"] == summary(whole)["val_bpb"]
+    steps = [r["step"] for r in metrics(halved) if "loss" in r]
+    assert steps == sorted(set(steps))
+
+
+def test_sigterm_ends_with_a_checkpoint_and_another_run_can_go_on_from_it(workspace: Workspace) -> None:
+    config = small(budget__amount=100_000)
+    folder = run_folder(workspace, config)
+    with (folder / "train.log").open("w") as log:
+        process = subprocess.Popen(module_command("training.train", folder), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and "Step 1 " not in (folder / "train.log").read_text():
+            assert process.poll() is None, (folder / "train.log").read_text()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 75
+    finally:
+        process.kill()
+        process.wait()
+    reached = open_checkpoint(folder).step
+    assert reached >= 1
+    assert summary(folder)["state"] == "preempted"
+
+    changed = small(budget__amount=reached + 2)
+    following = run_folder(workspace, changed, "run-0002", resume_from="runs/run-0001")
+    assert train_here(following) == 0
+    assert summary(following)["steps"] == reached + 2
+
+
+def test_only_the_newest_checkpoints_are_kept(workspace: Workspace) -> None:
+    folder = run_folder(workspace, small(checkpoint__every_seconds=1e-6, checkpoint__keep=2))
+    assert train_here(folder) == 0
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_a_half_written_checkpoint_is_not_seen(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_folder(workspace, small())
+    assert train_here(folder) == 0
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.checkpoint.durable.write_json", full)
+        found = open_checkpoint(folder)
+        from training import checkpoint
+
+        model = torch.nn.Linear(1, 1)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.save(
+                folder / "checkpoints", model, torch.optim.SGD(model.parameters()), found.config, {"step": 99},
+                found.folder / "tokenizer.json", 1,
+            )  # fmt: skip
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_resuming_with_another_model_is_refused(workspace: Workspace) -> None:
+    assert train_here(run_folder(workspace, small(), "first")) == 0
+    second = run_folder(workspace, small(model__depth=3), "second", resume_from="runs/first")
+    assert train_here(second) == 13
+    assert "[model] differs" in summary(second)["error"]
+
+
+def test_a_budget_in_seconds_is_kept(workspace: Workspace) -> None:
+    folder = run_folder(workspace, small(budget__kind="seconds", budget__amount=1.5))
+    assert train_here(folder) == 0
+    end = summary(folder)
+    longest = max(r["tokens"] / r["step"] / r["tokens_per_s"] for r in metrics(folder) if "loss" in r)
+    assert 1.5 <= end["training_seconds"] < 1.5 + 3 * longest + 0.5
+    assert end["training_seconds"] == pytest.approx(metrics(folder)[-1]["elapsed_s"], abs=0.01)
+
+
+# -- what can go wrong --
+
+
+def failed(folder: Path, code: int, kind: str | None, told: str) -> None:
+    assert train_here(folder) == code
+    end = summary(folder)
+    assert (end["state"], end["class"]) == ("failed", kind)
+    assert told in end["error"]
+
+
+def test_a_loss_that_is_not_a_number(workspace: Workspace) -> None:
+    recipe = workspace.root / "recipe"
+    recipe.mkdir()
+    (recipe / "model.py").write_text(
+        "import torch\nfrom training.model import GPT\n"
+        "class Explodes(GPT):\n"
+        "    steps = 0\n"
+        "    def loss(self, tokens, targets):\n"
+        "        self.steps += 1\n"
+        "        value = super().loss(tokens, targets)\n"
+        "        return value * float('nan') if self.steps > 5 else value\n"
+        "def build_model(config):\n    return Explodes(config)\n"
+    )
+    folder = run_folder(workspace, small())
+    failed(folder, 10, "nan", "the loss is nan at step")
+    assert not (folder / "checkpoints").exists()  # weights that are not numbers are not kept
+
+
+def test_no_memory(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.trainer import Trainer
+
+    def no_memory(self: Trainer, next_rows: object) -> torch.Tensor:
+        return torch.empty(2**55)  # the real allocator says no
+
+    monkeypatch.setattr(Trainer, "_gradients", no_memory)
+    failed(run_folder(workspace, small()), 11, "oom", "Next: a smaller batch.rows than 4")
+
+
+def test_no_corpus(workspace: Workspace) -> None:
+    failed(run_folder(workspace, small(data__files=["nowhere.txt"])), 12, "data", "nowhere.txt")
+
+
+def test_a_corpus_that_changed_since_the_checkpoint(workspace: Workspace) -> None:
+    assert train_here(run_folder(workspace, small(), "first")) == 0
+    (workspace.root / "text" / "part0.txt").write_text("other words\n" * 3000)
+    failed(run_folder(workspace, small(), "second", resume_from="runs/first"), 12, "data", "changed since")
+
+
+def test_a_configuration_that_is_wrong(workspace: Workspace) -> None:
+    folder = run_folder(workspace, small())
+    raw = json.loads((folder / "config.json").read_text())
+    raw["model"]["depht"] = 3
+    (folder / "config.json").write_text(json.dumps(raw))
+    failed(folder, 13, "exit", "model.depth")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "kind", "told"),
+    [
+        ("model.py", "import no_such_package\n", "import", "no_such_package"),
+        ("model.py", "def build_model(config)\n", "import", "line 1"),
+        ("model.py", "def build_modle(config): ...\n", "exit", "build_modle"),
+        ("model.py", "def build_model(config):\n    return 3\n", "exit", "not a torch.nn.Module"),
+        ("model.py", "def build_model(config):\n    raise KeyError('x')\n", "exit", "KeyError"),
+        (
+            "optim.py",
+            "import torch\ndef build_optimizer(model, config):\n    return torch.optim.SGD([model.skip_weights])\n",
+            "exit",
+            "in 0 groups",
+        ),
+    ],
+)
+def test_recipe_code_that_fails(workspace: Workspace, name: str, code: str, kind: str, told: str) -> None:
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / name).write_text(code)
+    failed(run_folder(workspace, small()), 13, kind, told)
+
+
+def test_the_log_of_a_failure_ends_with_the_exception(workspace: Workspace) -> None:
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "model.py").write_text("import no_such_package\n")
+    done = train(run_folder(workspace, small()))
+    assert done.returncode == 13
+    assert done.stdout.rstrip().endswith("ModuleNotFoundError: No module named 'no_such_package'")
+
+
+def test_a_recipes_own_model_and_optimizer_are_used(workspace: Workspace) -> None:
+    recipe = workspace.root / "mine"
+    recipe.mkdir()
+    (recipe / "model.py").write_text(
+        "from torch import nn\n"
+        "def build_model(config):\n"
+        "    v, c = config.data.vocab_size, config.model.width\n"
+        "    return nn.Sequential(nn.Embedding(v, c), nn.Linear(c, v))\n"
+    )
+    (recipe / "optim.py").write_text(
+        "import torch\n"
+        "def build_optimizer(model, config):\n"
+        "    return torch.optim.AdamW(model.parameters(), lr=config.optimizer.head_lr)\n"
+    )
+    folder = run_folder(workspace, small(), recipe_dir="mine")
+    assert train_here(folder) == 0
+    end = summary(folder)
+    assert set(end["recipe_files"]) == {"model.py", "optim.py"}
+    assert end["parameters"]["total"] == 300 * 32 * 2 + 300
+    assert end["flops_per_token"] == 6 * 300 * 32
+
+
+def test_an_unwritable_disk_is_no_success(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.checkpoint.save", full)
+    folder = run_folder(workspace, small())
+    assert train_here(folder) == 1
+    assert "No space left" in summary(folder)["error"]
+
+
+def test_starting_does_not_import_the_heavy_libraries_early() -> None:
+    code = "import sys, training.train; print([m for m in ('torch', 'numpy', 'tokenizers') if m in sys.modules])"
+    answer = subprocess.run(
+        [*module_command("x")[:2], "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no checkpoint"):
+        open_checkpoint(tmp_path)
