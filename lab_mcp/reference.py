@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from lab_mcp.compose import all_tools
+from tools.resources import ADDRESSES
 from tools.tool import Tool
 
 
@@ -19,6 +20,11 @@ def markdown() -> str:
     ]
     for tool in all_tools():
         parts += _tool(tool)
+    parts += [
+        "# Resources",
+        "What is only read has an address; ids are completed, and the newest of each kind are listed.",
+        "\n".join(f"- `{a.uri}` {a.description}" for a in ADDRESSES),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

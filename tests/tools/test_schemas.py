@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from mcp import Client
 
 from lab_mcp.compose import all_tools
+from lab_mcp.reference import markdown
+from tools.resources import ADDRESSES
 from tools.server import INSTRUCTIONS, build_server
 
 SNAPSHOT = Path(__file__).with_name("schemas.json")
+PAGE = Path(__file__).parents[2] / "docs" / "tools.md"
 MAX_SCHEMA_CHARACTERS = 16_000
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +46,20 @@ async def test_every_tool_is_strict_and_annotated() -> None:
         hints = tool["annotations"]
         assert {"readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"} <= hints.keys()
         assert not {"anyOf", "oneOf", "allOf"} & tool["inputSchema"].keys(), "clients cannot take these at the root"
+
+
+async def test_the_instructions_name_only_what_exists() -> None:
+    known = {tool["name"] for tool in await listed("auto")} | {
+        name for tool in await listed("auto") for name in tool["inputSchema"]["properties"]
+    }
+    assert set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", INSTRUCTIONS)) <= known
+    for uri in re.findall(r"lab://[\w/]+", INSTRUCTIONS):
+        assert uri in {address.uri for address in ADDRESSES}
+
+
+async def test_the_page_about_the_tools_is_up_to_date() -> None:
+    """`python -P -m lab_mcp.reference > docs/tools.md` rewrites it."""
+    assert PAGE.read_text(encoding="utf-8") == markdown()
 
 
 async def test_examples_are_valid_calls() -> None:
