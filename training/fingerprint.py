@@ -34,7 +34,7 @@ WITHOUT_EFFECT = {
     "checkpoint.keep": "what is kept on disk",
 }
 SCHEDULE_POINTS = 10
-STEPS_AT = (0.1, 0.5, 0.9)  # progress the three steps pretend to
+STEPS_AT = (0.1, 0.8, 0.9)  # progress the three steps pretend to: before and in the usual warm-down
 ROWS = 2
 LONGEST = 128  # tokens of a row of the fixed batch
 DIGITS = 6

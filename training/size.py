@@ -106,9 +106,9 @@ def predict_memory(
 def largest_rows(config: TrainingConfig, memory_bytes: int, backend: str) -> int | None:
     """The most `batch.rows` whose estimate fits in `memory_bytes` and that divide a step; None when not even 1 does."""
     per_step = config.batch.tokens // config.data.context
-    for rows in sorted((r for r in range(1, math.isqrt(per_step) + 1) if per_step % r == 0), reverse=True):
-        for candidate in sorted({rows, per_step // rows}, reverse=True):
-            smaller = config.model_copy(update={"batch": config.batch.model_copy(update={"rows": candidate})})
-            if candidate <= config.batch.rows and predict_memory(smaller, backend).total <= memory_bytes:
-                return candidate
+    divisors = {d for low in range(1, math.isqrt(per_step) + 1) if per_step % low == 0 for d in (low, per_step // low)}
+    for rows in sorted((d for d in divisors if d <= config.batch.rows), reverse=True):
+        smaller = config.model_copy(update={"batch": config.batch.model_copy(update={"rows": rows})})
+        if predict_memory(smaller, backend).total <= memory_bytes:
+            return rows
     return None

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 import torch
-from training_support import small
 from torch import nn
+from training_support import small
 
 from training.model import GPT, build_model
 from training.optim import MuonAdamW, assert_each_once, build_optimizer, orthogonalize, parameter_groups, set_rates
