@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workspace import secrets
 from workspace.secrets import MASK, is_secret_name, mask, mask_value
 
 LETTERS = "aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA"
@@ -123,3 +124,15 @@ def test_a_long_hostile_log_takes_linear_time(piece: str) -> None:
 
     short, long = seconds(2_000), seconds(20_000)
     assert long < 60 * max(short, 0.002)  # ten times the text; quadratic would be a hundred
+
+
+PIECES = (
+    "tok tOKen pass WORD secret key api - _ = : \" ' hf_ ghp_ sk- AKIA eyJ . Bearer authorization :// @ -----BEGIN "
+    "PRIVATE KEY----- -----END ſ K İ ı █ pad_ per\xa0 é 0 7 ab12cd34ef56gh78 credential phrase access private "
+    "github_pat_ glpat- npm_ pypi- xoxb- AIza ASIA"
+).split(" ")
+
+
+@given(st.lists(st.sampled_from([*PIECES, " ", "\n"]) | st.text(max_size=3), max_size=30).map("".join))
+def test_the_quick_look_beforehand_changes_no_result(text: str) -> None:
+    assert mask(text) == secrets._mask(text)
