@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     depth: int = Field(4, ge=1, le=128, description="layers")
-    width: int = Field(256, ge=16, le=16384, description="channels; a multiple of head_dim")
+    width: int = Field(128, ge=16, le=16384, description="channels; a multiple of head_dim")
     head_dim: int = Field(64, ge=8, le=256, description="channels of one attention head; even")
     kv_share: int = Field(1, ge=1, le=64, description="query heads that share one key/value head; divides the heads")
     mlp_ratio: int = Field(4, ge=1, le=16, description="width of the MLP's hidden layer in units of width")
@@ -85,15 +85,15 @@ class DataConfig(Section):
         "text", min_length=1, description="which field of .jsonl, .parquet and hub rows is the text"
     )
     max_bytes: int = Field(12_000_000, ge=10_000, le=10**12, description="bytes of text used, at most")
-    vocab_size: int = Field(4096, ge=BYTE_VOCABULARY, le=2**20, description="tokens, the 256 bytes and BOS included")
+    vocab_size: int = Field(2048, ge=BYTE_VOCABULARY, le=2**20, description="tokens, the 256 bytes and BOS included")
     context: int = Field(256, ge=8, le=2**20, description="tokens a row holds")
     validation_percent: float = Field(5.0, gt=0, le=45, description="documents kept for the search's evaluation")
     audit_percent: float = Field(5.0, gt=0, le=45, description="documents kept for the audit; training never sees them")
 
 
 class BatchConfig(Section):
-    tokens: int = Field(8192, ge=8, le=2**28, description="tokens of one optimizer step; a multiple of rows x context")
-    rows: int = Field(16, ge=1, le=65536, description="rows on the device at once; memory, not mathematics")
+    tokens: int = Field(2048, ge=8, le=2**28, description="tokens of one optimizer step; a multiple of rows x context")
+    rows: int = Field(8, ge=1, le=65536, description="rows on the device at once; memory, not mathematics")
 
 
 class BudgetConfig(Section):
