@@ -237,16 +237,12 @@ class Memory:
                 raise Unavailable("memory is closed: the service is ending")
             if self._worker is not None and self._worker.alive:
                 return self._worker
-            if self.settings.rag.qdrant_url:
-                raise Refused(
-                    "[rag] qdrant_url is set, but this version keeps its index in the workspace only",
-                    fix="remove qdrant_url from lab.toml (or unset LAB_QDRANT_URL)",
-                )
             if self._worker is not None:
                 self._worker.end(0.0)
             worker = _Worker(self.workspace, self.settings)
             try:
-                worker.call("open", {"model": self.settings.rag.model, "floor": self.settings.rag.floor}, START_S)
+                rag = self.settings.rag
+                worker.call("open", {"model": rag.model, "floor": rag.floor, "qdrant_url": rag.qdrant_url}, START_S)
             except BaseException:
                 worker.end(0.0)
                 raise

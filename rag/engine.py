@@ -19,9 +19,9 @@ from rag import scan
 from rag.embedding import embedder as embedding
 from rag.embedding.embedder import Embedder
 from rag.index.catalogue import Entry
-from rag.index.edge import EdgeStore
 from rag.index.generation import Generations, owner
-from rag.index.store import SCHEMA, Store
+from rag.index.place import Place, place_for
+from rag.index.store import SCHEMA
 from rag.indexer import Indexer
 from rag.query import Query
 from rag.records import IndexReport, MemoryStatus, Problem, SearchPage
@@ -45,7 +45,7 @@ class Engine:
         floor: float,
         *,
         load: Callable[[], Embedder] | None = None,
-        open_store: Callable[[Path, int], Store] = EdgeStore,
+        place: Place | None = None,
         schema: int = SCHEMA,
     ) -> None:
         self.workspace = workspace
@@ -61,7 +61,8 @@ class Engine:
         threading.Thread(target=self._load_embedder, name="embedder", daemon=True).start()
         try:
             dimension = self._dimension(model)
-            self.generations = Generations(workspace.index_dir, model, dimension, open_store, schema)
+            place = place or place_for("", workspace.root.name)
+            self.generations = Generations(workspace.index_dir, model, dimension, place, schema)
             self.indexer = Indexer(workspace, self.generations, self._wait_for_embedder)
             with self._scanning:
                 self._scan().shelf()
@@ -148,6 +149,7 @@ class Engine:
             one.shelf()
             one.paths(places)
         self.indexer.wake()
+        self.generations.building.store.count()  # where no store answers, that is said now and not after `wait_s`
         self.indexer.wait_idle(max(0.0, wait_s))
         catalogue = self.generations.building.catalogue
         waiting = catalogue.waiting()
@@ -189,17 +191,22 @@ class Engine:
         rebuilding = self.generations.serving is not None
         loading = not self._loaded.is_set()
         ready = "starting" if loading else "rebuilding" if rebuilding else "indexing" if waiting else "ready"
+        passages, unreachable = 0, ""
+        try:
+            passages = self.generations.building.store.count()
+        except Unavailable as error:
+            unreachable = error.problem
         there = {kind: sum(n for state, n in states.items() if state != "failed") for kind, states in counts.items()}
         return MemoryStatus(
             state=ready,
             model=self.model,
             embedder=self._embedder.engine if self._embedder else "",
             documents={kind: n for kind, n in there.items() if n},
-            passages=self.generations.building.store.count(),
+            passages=passages,
             waiting=waiting,
             failed=problems[:SHOWN_PROBLEMS],
             failed_total=len(problems),
-            partial=self._partial(),
+            partial="; ".join(part for part in (unreachable, self._partial()) if part),
             current=self.indexer.current,
             worker=os.getpid(),
             memory_bytes=_memory(),

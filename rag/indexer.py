@@ -18,6 +18,7 @@ from rag.index.catalogue import Entry
 from rag.index.generation import Generations
 from rag.index.store import Passage
 from rag.scan import path_of
+from workspace.errors import LabError
 from workspace.layout import Workspace
 
 BATCH = 8  # passages embedded at once; larger ones are no faster on a CPU and make notes and searches wait
@@ -81,7 +82,8 @@ class Indexer:
                 self._finish()
             except Exception as error:  # the thread must outlive any failure of one round; status shows it
                 log.exception("indexing failed; trying again")
-                self.error = f"{type(error).__name__}: {error}"[:300]
+                known = isinstance(error, LabError)
+                self.error = (str(error) if known else f"{type(error).__name__}: {error}")[:300]
                 self._stopping.wait(2.0)
                 continue
             self._wake.wait(IDLE_S if self._dirty else None)
@@ -126,6 +128,7 @@ class Indexer:
         building.catalogue.flushed()
         self._dirty = False
         self._last_flush = time.monotonic()
+        building.store.maintain()
 
     def _remove(self, entry: Entry) -> None:
         self.generations.building.store.delete(entry.id)

@@ -135,8 +135,8 @@ class Scan:
             moved = not path_of(other, self.workspace).exists()
             new = replace(row, document=old.document)
             if moved:
+                self.relabel(old.document, key)  # first: where the store does not answer, nothing has happened
                 self.catalogue.move(other, new)
-                self.relabel(old.document, key)
                 del self.known[other]
                 self.found.moved += 1
             else:

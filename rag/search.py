@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from rag.query import DEEPEST, Query, seconds
 from rag.quote import quote
 from rag.ranking import Ranked, rank
 from rag.records import Hit, SearchPage
+from workspace.errors import Unavailable
 
 PER_DOCUMENT = 2
 SAME = 0.8  # share of common five-word runs from which two passages count as the same
@@ -56,8 +58,9 @@ class _Stores:
     def words(self, text: str, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
         merged: dict[str, float] = {}
         for store in self.all:
-            for name, score in store.words(text, limit, narrowing):
-                merged.setdefault(name, score)
+            with contextlib.suppress(*([] if store is self.new else [Unavailable])):  # the old one is an extra
+                for name, score in store.words(text, limit, narrowing):
+                    merged.setdefault(name, score)
         return sorted(merged.items(), key=lambda pair: -pair[1])[:limit]
 
     def dense(self, vector: Sequence[float], limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
@@ -69,7 +72,8 @@ class _Stores:
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         found: dict[str, Passage] = {}
         for store in reversed(self.all):
-            found.update(store.passages(ids))
+            with contextlib.suppress(*([] if store is self.new else [Unavailable])):
+                found.update(store.passages(ids))
         return found
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from rag import protocol
 from rag.engine import Engine
 from rag.index.catalogue import Entry
+from rag.index.place import place_for
 from rag.query import Query
 from workspace.layout import Workspace
 
@@ -81,7 +82,9 @@ def main() -> None:
         return
     given = hello["with"]
     try:
-        engine = Engine(Workspace(Path(sys.argv[1])), given["model"], given["floor"])
+        workspace = Workspace(Path(sys.argv[1]))
+        place = place_for(given["qdrant_url"], workspace.root.name)
+        engine = Engine(workspace, given["model"], given["floor"], place=place)
     except Exception as error:  # the service is told, in words
         log.exception("the index cannot be opened")
         protocol.write(output, {"id": hello["id"], "error": protocol.pack_error(error)})

@@ -172,6 +172,15 @@ class Catalogue:
         with self._database.transaction() as tx:
             tx.execute("UPDATE documents SET state = 'done' WHERE state = 'written'")
 
+    def store_is_empty(self) -> None:
+        """The store was made anew: whatever was in it is to be indexed again, also what is being written just now."""
+        with self._database.transaction() as tx:
+            revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
+            tx.execute(
+                "UPDATE documents SET state = 'pending', revision = ? WHERE state IN ('pending', 'written', 'done')",
+                (revision,),
+            )
+
     def removing(self, document: str) -> bool:
         """Mark a document for removal; False when there is none. Its files are forgotten."""
         with self._database.transaction() as tx:

@@ -1,129 +1,249 @@
-"""The store in this process: Qdrant's own engine (`qdrant_edge`), one shard in a folder.
+"""The store in this process: a shard of Qdrant's engine, optimised beside while it answers.
 
-Always with its write-ahead log (without it there is no lock between processes), and always closed. Every call holds
-Python's lock while it runs; all used here take milliseconds. `optimize()` takes seconds and is not among them.
+`optimize()` builds the vector index and drops deleted points. It holds Python's lock for seconds, so it happens on a
+copy, in a process of its own (`rag.index.optimizer`). Passages written meanwhile are copied over from the shard in use,
+then `current.json` names the new one and searches move to it. Until that file is replaced the old shard is complete; a
+kill at any moment costs no more than the copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.index import optimizer
+from rag.index.shard import Shard
 from rag.index.store import Narrowing, Passage
+from rag.index.words import Words, words
+from workspace import durable
 from workspace.errors import Unavailable
 
 if TYPE_CHECKING:
     from rag.embedding.embedder import Vectors
 
-DENSE, WORDS = "dense", "bm25"
-BM25_K, BM25_B, AVERAGE_TOKENS = 1.2, 0.75, 100.0
+CURRENT = "current.json"
+OPTIMIZE_AT = 10_000  # new points since the last time; below, a search of all of them takes a millisecond or two
+DELETED_AT, DELETED_SHARE = 2_000, 0.3  # deleted points at which the rest is packed again
+RETRY_S = 600.0  # after an optimisation that failed
+FEW = 20  # documents copied while writers wait
+READERS_WAIT_S = 60.0
+log = logging.getLogger(__name__)
 
 
 class EdgeStore:
-    """Passages in a shard under `folder`, made when it is not there. Raises `Unavailable` when it cannot be opened."""
+    """Passages in a shard under `folder`, made when it is not there. Raises `Unavailable` when it cannot be opened.
 
-    def __init__(self, folder: Path, dimension: int) -> None:
-        import qdrant_edge as edge
+    `made` is called when there was none. `optimize_at` is a number of points.
+    """
 
-        self._edge: Any = edge
-        self._bm25 = edge.Bm25(edge.Bm25Config(k=BM25_K, b=BM25_B, avg_len=AVERAGE_TOKENS))
-        try:
-            if (folder / "segments").is_dir():
-                self._shard: Any = edge.EdgeShard.load(str(folder))
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._shard = edge.EdgeShard.create(str(folder), self._config(dimension))
-        except Exception as error:  # the library raises nothing more special
-            if "WouldBlock" in str(error):
-                raise Unavailable("the index is in use by another process", fix="close it and try again") from error
-            raise Unavailable(
-                f"the index cannot be opened ({str(error)[:200]})",
-                fix="remove the folder .lab/index; it is built again from the documents",
-            ) from error
-        operation = edge.UpdateOperation
-        schema = edge.PayloadSchemaType
-        types = {"document": schema.Keyword, "kind": schema.Keyword, "tags": schema.Keyword}
-        types |= {"number": schema.Integer, "time": schema.Float}
-        there = self._shard.info().payload_schema
-        for name, kind in types.items():
-            if name not in there:
-                self._shard.update(operation.create_field_index(name, kind))
+    def __init__(
+        self,
+        folder: Path,
+        dimension: int,
+        made: Callable[[], None] = lambda: None,
+        *,
+        encoder: Words | None = None,
+        optimize_at: int = OPTIMIZE_AT,
+    ) -> None:
+        self.folder = folder
+        self._dimension = dimension
+        self._words = encoder or words()
+        self._optimize_at = optimize_at
+        self._writing = threading.RLock()
+        self._guard = threading.Condition()  # of `readers` of every shard, and of `_current`
+        self._touched: set[str] | None = None  # documents written since the copy was made
+        self._closing = threading.Event()
+        self._work: threading.Thread | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._failed_at = float("-inf")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._about: dict[str, Any] = durable.read_json(folder / CURRENT) or {}
+        name = self._about.get("shard", "shard-0001")
+        new = not (folder / name / "segments").is_dir()
+        if new:
+            made()  # first: told in vain is harmless, not told would lose documents
+        self._current = Shard(folder / name, dimension, self._words)
+        if new:
+            self._about = {"shard": name, "points": 0, "dense": 0}
+            durable.write_json(folder / CURRENT, self._about)
+        for path in self._shards():
+            if path != self._current.folder:
+                shutil.rmtree(path, ignore_errors=True)
 
-    def _config(self, dimension: int) -> Any:
-        edge = self._edge
-        return edge.EdgeConfig(
-            vectors={DENSE: edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Cosine)},
-            sparse_vectors={WORDS: edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
-        )
+    def _shards(self) -> list[Path]:
+        return [path for path in self.folder.glob("shard-*") if path.is_dir()]
 
     def upsert(self, passages: Sequence[Passage], vectors: Vectors) -> None:
-        points = [
-            self._edge.Point(
-                passage.id,
-                {DENSE: vector.tolist(), WORDS: self._bm25.embed_document(passage.searchable)},
-                passage.payload(),
-            )
-            for passage, vector in zip(passages, vectors, strict=True)
-        ]
-        self._shard.update(self._edge.UpdateOperation.upsert_points(points))
+        with self._writes({passage.document for passage in passages}) as shard:
+            shard.upsert(passages, vectors)
 
     def delete(self, document: str, from_number: int = 0) -> None:
-        edge = self._edge
-        conditions = [edge.FieldCondition("document", match=edge.MatchValue(document))]
-        if from_number:
-            conditions.append(edge.FieldCondition("number", range=edge.RangeFloat(gte=float(from_number))))
-        self._shard.update(edge.UpdateOperation.delete_points_by_filter(edge.Filter(must=conditions)))
+        with self._writes({document}) as shard:
+            shard.delete(document, from_number)
 
     def relabel(self, document: str, source: str) -> None:
-        edge = self._edge
-        chosen = edge.Filter(must=[edge.FieldCondition("document", match=edge.MatchValue(document))])
-        self._shard.update(edge.UpdateOperation.set_payload_by_filter(chosen, {"source": source}))
+        with self._writes({document}) as shard:
+            shard.relabel(document, source)
+
+    @contextlib.contextmanager
+    def _writes(self, documents: set[str]) -> Iterator[Shard]:
+        with self._writing:
+            if self._touched is not None:
+                self._touched |= documents
+            yield self._current
+
+    @contextlib.contextmanager
+    def _reads(self) -> Iterator[Shard]:
+        with self._guard:
+            shard = self._current
+            shard.readers += 1
+        try:
+            yield shard
+        finally:
+            with self._guard:
+                shard.readers -= 1
+                self._guard.notify_all()
 
     def dense(self, vector: Sequence[float], limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
-        return self._nearest(self._edge.Query.Nearest(list(vector), using=DENSE), limit, narrowing)
+        with self._reads() as shard:
+            return shard.dense(vector, limit, narrowing)
 
     def words(self, query: str, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
-        sparse = self._bm25.embed_query(query)
-        if not sparse.indices:
-            return []
-        return self._nearest(self._edge.Query.Nearest(sparse, using=WORDS), limit, narrowing)
-
-    def _nearest(self, query: Any, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
-        request = self._edge.QueryRequest(
-            limit=limit, query=query, filter=self._filter(narrowing), with_payload=False, with_vector=False
-        )
-        return [(str(point.id), float(point.score)) for point in self._shard.query(request)]
-
-    def _filter(self, narrowing: Narrowing) -> Any:
-        edge = self._edge
-        must = [edge.FieldCondition("tags", match=edge.MatchValue(tag)) for tag in narrowing.tags]
-        if narrowing.kinds:
-            must.append(edge.FieldCondition("kind", match=edge.MatchAny(list(narrowing.kinds))))
-        if narrowing.since is not None or narrowing.until is not None:
-            must.append(edge.FieldCondition("time", range=edge.RangeFloat(gte=narrowing.since, lt=narrowing.until)))
-        if narrowing.ids:
-            must.append(edge.HasIdCondition(set(narrowing.ids)))
-        return edge.Filter(must=must) if must else None
+        with self._reads() as shard:
+            return shard.words(query, limit, narrowing)
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
-        records = self._shard.retrieve(list(ids), with_payload=True, with_vector=False) if ids else []
-        return {str(record.id): Passage.from_payload(record.payload) for record in records}
+        with self._reads() as shard:
+            return shard.passages(ids)
 
     def vectors(self, ids: Sequence[str]) -> dict[str, list[float]]:
-        records = self._shard.retrieve(list(ids), with_payload=False, with_vector=[DENSE]) if ids else []
-        return {str(record.id): list(record.vector[DENSE]) for record in records}
+        with self._reads() as shard:
+            return shard.vectors(ids)
 
     def tokens(self, text: str) -> list[int]:
         """The ids of the words of `text` as BM25 counts them: stemmed, without stop words."""
-        return list(self._bm25.embed_query(text).indices)
+        return self._words.query(text)[0]
 
     def count(self) -> int:
-        return int(self._shard.count(self._edge.CountRequest(exact=True)))
+        with self._reads() as shard:
+            return shard.count()
 
     def flush(self) -> None:
-        self._shard.flush()
+        with self._writes(set()) as shard:
+            shard.flush()
 
     def close(self) -> None:
-        self._shard.flush()
-        self._shard.close()
+        self._closing.set()
+        child = self._child
+        if child is not None:
+            child.kill()
+        if self._work is not None:
+            self._work.join()
+        self._current.close()
+
+    def maintain(self) -> None:
+        """Begin an optimisation in the background when enough has gathered. Returns at once."""
+        if self.optimizing or self._closing.is_set() or time.monotonic() - self._failed_at < RETRY_S:
+            return
+        with self._reads() as shard:
+            if not self._is_due(shard):
+                return
+        self._work = threading.Thread(target=self._optimize, name="optimizer", daemon=True)
+        self._work.start()
+
+    @property
+    def optimizing(self) -> bool:
+        return self._work is not None and self._work.is_alive()
+
+    def _is_due(self, shard: Shard) -> bool:
+        """Counted in points written, deleted ones included, which the engine keeps until it optimises."""
+        size = shard.size()
+        written = size.indexed - int(self._about["dense"])
+        deleted = written - size.points
+        before = int(self._about["points"])
+        if written - before > max(self._optimize_at, before):
+            return True
+        return deleted > max(DELETED_AT, DELETED_SHARE * size.points)
+
+    def _optimize(self) -> None:
+        numbers = [int(found[0]) for path in self._shards() if (found := re.findall(r"\d+$", path.name))]
+        target = self.folder / f"shard-{max(numbers) + 1:04d}"
+        started = time.monotonic()
+        try:
+            with self._writing:
+                self._current.flush()
+                self._touched = set()
+                shutil.copytree(self._current.folder, target)
+            self._wait_for(optimizer.start(target))
+            if not self._closing.is_set():
+                self._take_into_use(target)
+                log.info("optimised %d points in %.1f s", self._about["points"], time.monotonic() - started)
+        except Exception:  # the shard in use is whole; memory goes on with it
+            log.exception("the index could not be optimised")
+            self._failed_at = time.monotonic()
+        finally:
+            with self._writing:
+                self._touched = None
+            if target != self._current.folder:
+                shutil.rmtree(target, ignore_errors=True)
+
+    def _wait_for(self, child: subprocess.Popen[bytes]) -> None:
+        self._child = child
+        try:
+            if self._closing.is_set():
+                child.kill()
+            code = child.wait(optimizer.LONGEST_S)
+        finally:
+            child.kill()
+            child.wait()
+            self._child = None
+        if code != 0 and not self._closing.is_set():
+            raise Unavailable(f"the optimising process ended with {code}")
+
+    def _take_into_use(self, target: Path) -> None:
+        new = Shard(target, self._dimension, self._words)
+        try:
+            size = new.size()
+            while len(names := self._take_touched()) > FEW:
+                for name in names:
+                    if self._closing.is_set():
+                        raise Unavailable("memory is closing")
+                    new.copy_document(name, self._current)
+            with self._writing:
+                for name in names | self._take_touched():
+                    new.copy_document(name, self._current)
+                new.flush()
+                about = {"shard": target.name, "points": size.points, "dense": size.indexed - size.points}
+                self._point_at(about)
+                with self._guard:
+                    old, self._current = self._current, new
+        except BaseException:
+            if self._current is not new:
+                new.close()
+            raise
+        with self._guard:
+            unused = self._guard.wait_for(lambda: old.readers == 0, READERS_WAIT_S)
+        if unused:
+            old.close()
+            shutil.rmtree(old.folder, ignore_errors=True)
+
+    def _point_at(self, about: dict[str, Any]) -> None:
+        try:
+            durable.write_json(self.folder / CURRENT, about)
+        except OSError:  # perhaps after the file was replaced: what it says is what the next start believes
+            if durable.read_json(self.folder / CURRENT) != about:
+                raise
+        self._about = about
+
+    def _take_touched(self) -> set[str]:
+        with self._writing:
+            taken, self._touched = self._touched or set(), set()
+            return taken

@@ -1,6 +1,6 @@
-"""Generations: a catalogue and a store made with one model and one schema, in a folder of their own.
+"""Generations: a catalogue and a store made with one model, one schema and in one place, in a folder of their own.
 
-`current.json` names the one that answers. When model or schema change, a new one is built beside it and swapped in
+`current.json` names the one that answers. When one of the three changes, a new one is built beside it and swapped in
 when it is complete; until then the old one answers by its words.
 """
 
@@ -16,18 +16,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rag.index.catalogue import Catalogue
+from rag.index.place import Place, forget
 from rag.index.store import SCHEMA, Store
 from workspace import durable, process
 from workspace.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 CURRENT = "current.json"
 ABOUT = "generation.json"
+TAKEN_OVER = "taken-over"  # a file that is there when the generation before has handed its documents over
 LOCK_WAIT_S = 20.0  # a worker whose service was killed needs a moment to notice and let go
 LOCK_WAIT_ALIVE_S = 1.0  # one whose service lives will not let go
 log = logging.getLogger(__name__)
@@ -49,15 +51,12 @@ class Generation:
 class Generations:
     """The generations of one index folder. `building` takes what is new; `serving` is another one or None."""
 
-    def __init__(
-        self, folder: Path, model: str, dimension: int, open_store: Callable[[Path, int], Store], schema: int = SCHEMA
-    ) -> None:
+    def __init__(self, folder: Path, model: str, dimension: int, place: Place, schema: int = SCHEMA) -> None:
         self.folder = folder
-        self._open_store = open_store
-        self._dimension = dimension
+        self._place = place
         self.fresh = False  # nothing was here
         self.serving: Generation | None = None
-        about = {"model": model, "schema": schema, "dimension": dimension}
+        about = {"model": model, "schema": schema, "dimension": dimension, "place": place.name}
         current = durable.read_json(folder / CURRENT)
         if current is not None and current["about"] == about:
             self.building = self._open(folder / current["folder"])
@@ -75,27 +74,44 @@ class Generations:
             self._point(self.building)
             return
         self.serving = self._open_old(folder / current["folder"])
-        if self.serving is not None:
-            # repeated when a process died in the middle of it: what is there already stays as it is
-            self.building.catalogue.take_over(self.serving.catalogue)
         if self.serving is None or self.serving.schema != schema:
-            self._stop_serving_old()
-        self._sweep(keep=[target, folder / current["folder"]])
+            self.swap()
+        else:
+            self._sweep(keep=[target, folder / current["folder"]])
 
     def _open(self, folder: Path) -> Generation:
         about = durable.read_json(folder / ABOUT)
         if about is None:
             raise Unavailable("the index is damaged", fix="remove the folder .lab/index; it is built again")
         catalogue = Catalogue(folder / "catalogue.db")
-        store = self._open_store(folder / "store", int(about["dimension"]))
+        try:
+            return self._with_store(folder, about, catalogue)
+        except BaseException:
+            catalogue.close()
+            raise
+
+    def _with_store(self, folder: Path, about: dict[str, Any], catalogue: Catalogue) -> Generation:
+        store = self._place.open(folder / "store", int(about["dimension"]), catalogue.store_is_empty)
         return Generation(folder, about["model"], int(about["schema"]), catalogue, store)
 
     def _open_old(self, folder: Path) -> Generation | None:
-        try:
-            return self._open(folder)
-        except Unavailable as error:
-            log.warning("the index made before cannot be used while the new one is built: %s", error)
+        """The generation made before, after `building` took its documents over; None when it cannot answer."""
+        about = durable.read_json(folder / ABOUT)
+        if about is None:
+            log.warning("the index made before is damaged; it is built again from the files")
             return None
+        catalogue = Catalogue(folder / "catalogue.db")
+        done = self.building.folder / TAKEN_OVER
+        if not done.exists():  # once only: what was changed or removed since must stay so
+            self.building.catalogue.take_over(catalogue)
+            durable.write_text(done, "")
+        if about.get("place") == self._place.name:
+            try:
+                return self._with_store(folder, about, catalogue)
+            except Unavailable as error:
+                log.warning("the index made before cannot be used while the new one is built: %s", error)
+        catalogue.close()
+        return None
 
     def swap(self) -> None:
         """`building` is complete: it alone answers from now on."""
@@ -124,7 +140,7 @@ class Generations:
 
     def _sweep(self, keep: list[Path]) -> None:
         for path in self._folders():
-            if path not in keep:
+            if path not in keep and forget(path / "store"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:

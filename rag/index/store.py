@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rag.embedding.embedder import Vectors
 
-SCHEMA = 1  # raise it when passages, their ids or their vectors are made differently: the index is then rebuilt
+SCHEMA = 2  # raise it when passages, their ids or their vectors are made differently: the index is then rebuilt
+DENSE, WORDS = "dense", "bm25"  # the names of a passage's two vectors
 NAMESPACE = uuid.UUID("6ad0a1c9-3f0f-5e0a-9c43-5b7f6f0f3c11")
 
 
@@ -69,7 +70,10 @@ class Narrowing:
 
 
 class Store(Protocol):
-    """Thread-safe. Scores: cosine for `dense`, BM25 for `words`; best first."""
+    """Thread-safe. Scores: cosine for `dense`, BM25 for `words`; best first.
+
+    Every method raises `Unavailable` when the store cannot be reached (a server that does not answer).
+    """
 
     def upsert(self, passages: Sequence[Passage], vectors: Vectors) -> None: ...
     def delete(self, document: str, from_number: int = 0) -> None: ...
@@ -81,4 +85,7 @@ class Store(Protocol):
     def tokens(self, text: str) -> list[int]: ...
     def count(self) -> int: ...
     def flush(self) -> None: ...
+    def maintain(self) -> None:
+        """Called now and then after a flush: a store may begin slow work on itself in the background."""
+
     def close(self) -> None: ...

@@ -62,7 +62,7 @@ def stored_passages(engine: Engine) -> Counter[str]:
     """How many passages the store holds of each document, counted in the store itself."""
     import qdrant_edge as edge
 
-    shard = engine.generations.building.store._shard  # type: ignore[attr-defined]
+    shard = engine.generations.building.store._current._shard  # type: ignore[attr-defined]
     records, rest = shard.scroll(edge.ScrollRequest(limit=100_000, with_payload=True))
     assert rest is None
     numbers = [(record.payload["document"], record.payload["number"]) for record in records]
