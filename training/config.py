@@ -111,9 +111,9 @@ class BudgetConfig(Section):
 
 class EvaluationConfig(Section):
     bytes: int = Field(
-        300_000, ge=1000, le=10**10, description="validation text of the final evaluation, in whole documents"
+        150_000, ge=1000, le=10**10, description="validation text of the final evaluation, in whole documents"
     )
-    quick_bytes: int = Field(40_000, ge=1000, le=10**10, description="validation text of a quick evaluation")
+    quick_bytes: int = Field(20_000, ge=1000, le=10**10, description="validation text of a quick evaluation")
     quick_count: int = Field(4, ge=0, le=1000, description="quick evaluations, spread evenly over the budget")
     sample_tokens: int = Field(96, ge=0, le=100_000, description="length of the sample in the summary; 0 = none")
 
