@@ -33,7 +33,7 @@ CURRENT = "current.json"
 OPTIMIZE_AT = 10_000  # new points since the last time; below, a search of all of them takes a millisecond or two
 DELETED_AT, DELETED_SHARE = 2_000, 0.3  # deleted points at which the rest is packed again
 RETRY_S = 600.0  # after an optimisation that failed
-FEW = 20  # documents copied while writers wait
+FEW, MOST_ROUNDS = 20, 6  # documents copied while writers wait; rounds of copying while they do not
 READERS_WAIT_S = 60.0
 log = logging.getLogger(__name__)
 
@@ -212,8 +212,13 @@ class EdgeStore:
         new = Shard(target, self._dimension, self._words)
         try:
             size = new.size()
-            while len(names := self._take_touched()) > FEW:
-                for name in names:
+            names: set[str] = set()
+            for _ in range(MOST_ROUNDS):  # a fast writer could go on for ever
+                names = self._take_touched()
+                if len(names) <= FEW:
+                    break
+                while names:
+                    name = names.pop()
                     if self._closing.is_set():
                         raise Unavailable("memory is closing")
                     new.copy_document(name, self._current)
