@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -92,11 +94,41 @@ def premises(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
         on.append("start_training may clone from a URL (network.git)")
     url = settings.rag.qdrant_url
     if url and (urlsplit(url).hostname or "") not in LOOPBACK:
-        on.append(f"notes, papers and results are sent to the Qdrant server {urlsplit(url).hostname} (rag.qdrant_url)")
+        on.append(
+            f"passages of notes, papers and results, with their vectors, are kept on the Qdrant server "
+            f"{urlsplit(url).hostname} (rag.qdrant_url)"
+        )
     if on:
         yield note("may leave the premises or fetch from outside: " + "; ".join(on), "", "switch off in lab.toml")
     else:
         yield ok("nothing leaves the premises: nothing that talks to the outside is switched on")
+
+
+def memory(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
+    """Where the index of papers, notes and results is kept, and whether that place answers."""
+    url = settings.rag.qdrant_url
+    if not url:
+        if find_spec("qdrant_edge") is None:
+            yield note(
+                "there is no qdrant-edge-py for this machine: memory is kept by qdrant-client alone",
+                "slow and all in main memory above some 20,000 passages; words are matched without stemming",
+                "a Qdrant server serves better: [rag] qdrant_url, see docs/memory.md",
+            )
+        return
+    parts = urlsplit(url)
+    name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    port = parts.port or (443 if parts.scheme == "https" else 6333)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=3.0):
+            pass
+    except OSError as problem:
+        yield error(
+            f"the Qdrant server {name} does not answer ({problem})",
+            "searches fail; notes, papers and results wait and are indexed when it is back",
+            "start it, or leave [rag] qdrant_url (LAB_QDRANT_URL) empty to keep the index in the workspace",
+        )
+        return
+    yield ok(f"memory is kept on the Qdrant server {name}, which answers")
 
 
 def service(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
@@ -251,5 +283,5 @@ def files(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: list[Callable[[Workspace, Settings], Iterator[Finding]]] = [
-    writable, space, network_file_system, premises, service, database, repository, files,
+    writable, space, network_file_system, premises, memory, service, database, repository, files,
 ]  # fmt: skip

@@ -203,6 +203,18 @@ def test_what_may_leave_the_premises(workspace: Workspace) -> None:
     assert found.level == "note" and "q.example.org" in found.what and "network.hub" in found.what
 
 
+def test_a_qdrant_server_that_is_away_is_told_by_its_url(workspace: Workspace) -> None:
+    assert list(workspace_checks.memory(workspace, Settings(rag=RagSettings(qdrant_url="")))) == []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        named = Settings(rag=RagSettings(qdrant_url=f"http://ada:secret@127.0.0.1:{port}"))
+        (found,) = workspace_checks.memory(workspace, named)
+        assert found.level == "ok"
+    (found,) = workspace_checks.memory(workspace, named)
+    assert found.level == "error" and f"http://127.0.0.1:{port} does not answer" in found.what
+    assert "secret" not in found.what
+
+
 def test_a_network_file_system_is_told_with_what_moves_where(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
