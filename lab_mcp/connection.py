@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab_mcp.keeper import lock
 from workspace import durable, interpreter, process
 from workspace.errors import LabError, Refused, Unavailable
 from workspace.layout import Workspace
 
 START_TIMEOUT_S = 30.0
+KEEPER_LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,16 @@ class Endpoint:
 def read_endpoint(workspace: Workspace) -> Endpoint | None:
     """The last service that wrote itself down, alive or not; None when there is none or the file is not readable."""
     try:
-        content = durable.read_json(workspace.service_file)
+        content: Any = durable.read_json(workspace.service_file)
     except (OSError, ValueError):
         return None
-    if not content:
+    try:
+        identity = process.ProcessIdentity.from_json(content["process"])
+        return Endpoint(
+            int(content["port"]), str(content["token"]), identity, content["version"], content["started_at"]
+        )
+    except (KeyError, TypeError, ValueError):  # absent, or written by something else
         return None
-    identity = process.ProcessIdentity.from_json(content["process"])
-    return Endpoint(content["port"], content["token"], identity, content["version"], content["started_at"])
 
 
 def live_endpoint(workspace: Workspace) -> Endpoint | None:
@@ -89,6 +95,14 @@ def spawn_keeper(workspace: Workspace) -> None:
         os.close(log)
 
 
+def keep_keeper(workspace: Workspace) -> None:
+    """Start a keeper when there is none. Raises OSError."""
+    free = lock(workspace.locks_dir / "keeper.lock")
+    if free is not None:
+        os.close(free)
+        spawn_keeper(workspace)
+
+
 def ensure_service(workspace: Workspace, *, timeout: float = START_TIMEOUT_S) -> Endpoint:
     """The live service, started when there is none.
 
@@ -107,8 +121,13 @@ def ensure_service(workspace: Workspace, *, timeout: float = START_TIMEOUT_S) ->
             fix="make the workspace writable and free some space (`lab-mcp doctor` says more)",
         ) from error
     deadline = time.monotonic() + timeout
+    look_at = time.monotonic() + KEEPER_LOOK_S
     while time.monotonic() < deadline:
         time.sleep(0.02)
+        if time.monotonic() > look_at:  # ours ended at once when that of a service just ending was still there
+            look_at = time.monotonic() + KEEPER_LOOK_S
+            with contextlib.suppress(OSError):
+                keep_keeper(workspace)
         endpoint = live_endpoint(workspace)
         if endpoint is not None:
             return endpoint
@@ -126,7 +145,7 @@ def _fatal(log: Path, position: int) -> str:
     """The reason a service gave for refusing to start, from what was logged since `position`."""
     try:
         with log.open("rb") as file:
-            file.seek(position)
+            file.seek(position if position <= log.stat().st_size else 0)  # it may have been emptied since
             lines = file.read(65536).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return ""

@@ -2,11 +2,13 @@
 
 One keeper per workspace: it holds `keeper.lock`. The service holds `service.lock` for as long as it lives; a keeper
 that finds a service already there (its own keeper was killed) waits on that lock instead of starting a second one.
-A service that ends by itself (idle, or `lab-mcp shutdown`) exits with 0, and the keeper ends too.
+A service that ends on purpose (idle, `lab-mcp shutdown`, its workspace moved away) exits with 0 and says so in the
+lock's file, for a keeper that is not its parent; the keeper ends too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -21,6 +23,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
 HEALTHY_S = 60.0  # a service that lived this long resets the pause
 REFUSED_TO_START = 3  # the service's exit code when trying again cannot help
 ANOTHER_SERVICE = 4  # the service's exit code when the lock is held
+SERVING, ENDED = b"serving\n", b"ended\n"  # what the holder of `service.lock` says of itself
 
 
 def lock(path: Path, *, wait: bool = False) -> int | None:
@@ -34,6 +37,25 @@ def lock(path: Path, *, wait: bool = False) -> int | None:
     return descriptor
 
 
+def say(held: int, state: bytes) -> None:
+    """Write into a held lock's file what its holder does."""
+    with contextlib.suppress(OSError):  # a full disk: the next keeper then takes the end for a crash
+        os.ftruncate(held, 0)
+        os.pwrite(held, state, 0)
+
+
+def _ended_on_purpose(service_lock: Path) -> bool:
+    """Wait for the end of a service that is not our child, if there is one. True when it meant to end."""
+    free = lock(service_lock)
+    waited = free is None
+    if free is None:
+        free = lock(service_lock, wait=True)
+    assert free is not None
+    last = os.pread(free, 64, 0)
+    os.close(free)
+    return waited and last == ENDED
+
+
 def main(root: str) -> int:
     workspace = Workspace(Path(root))
     held = lock(workspace.locks_dir / "keeper.lock")
@@ -42,9 +64,8 @@ def main(root: str) -> int:
     service_lock = workspace.locks_dir / "service.lock"
     pause = FIRST_PAUSE_S
     while True:
-        free = lock(service_lock, wait=True)  # returns at once unless a service lives whose keeper died
-        assert free is not None
-        os.close(free)
+        if _ended_on_purpose(service_lock):
+            return 0
         started = time.monotonic()
         code = subprocess.call(
             interpreter.python_command("lab_mcp.service", root), stdin=subprocess.DEVNULL, cwd="/", close_fds=True

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import logging.handlers
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from lab_mcp import compose, rest
-from lab_mcp.connection import FATAL, read_endpoint, spawn_keeper
+from lab_mcp.connection import FATAL, keep_keeper, read_endpoint
 from lab_mcp.guard import Guard
-from lab_mcp.keeper import ANOTHER_SERVICE, REFUSED_TO_START, lock
+from lab_mcp.keeper import ANOTHER_SERVICE, ENDED, REFUSED_TO_START, SERVING, lock, say
 from tools.lab import Lab
 from tools.server import CONVERSATION_HEADER, KEY_HEADER, build_server
 from tools.tool import Caller, Tools
@@ -41,7 +41,11 @@ WARM_UP_AFTER_S = 3.0
 KEEPER_CHECK_S = 5.0
 HEARTBEAT_S = 30.0
 GRACEFUL_SHUTDOWN_S = 2  # open event streams would block SIGTERM for ever otherwise
+SESSION_IDLE_S = 3600.0  # of a session whose client went without a word; a living bridge always listens
+CALL_THREADS = 200  # calls that wait for a clone or the memory hold one each
+ROUND_THREADS = 8  # the background's own, so that no number of calls holds up the queue
 LOG_BYTES = 5_000_000
+SAME_FAILURE_S = 60.0  # how often a failure that repeats itself is logged
 log = logging.getLogger("lab_mcp")
 
 
@@ -57,13 +61,19 @@ class Service:
         self.open_requests = 0
         self.server: uvicorn.Server | None = None
         self.mcp = build_server(tools, lab)
+        self.started_in = _inode(lab.workspace.lab_dir)
+        self.round_threads: anyio.CapacityLimiter | None = None
+        self.keeper_check_at = self.heartbeat_at = 0.0  # monotonic seconds of the next
+        self.failures: dict[object, tuple[str, float]] = {}  # part -> what failed last, when that was logged
 
     def application(self) -> Any:
         """The ASGI application: /mcp, /api/tools/NAME, /healthz, /api/shutdown, all behind the guard."""
-        inner = self.mcp.streamable_http_app(session_idle_timeout=None)
+        inner = self.mcp.streamable_http_app(session_idle_timeout=SESSION_IDLE_S)
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            anyio.to_thread.current_default_thread_limiter().total_tokens = CALL_THREADS
+            self.round_threads = anyio.CapacityLimiter(ROUND_THREADS)
             async with self.mcp.session_manager.run(), anyio.create_task_group() as group:
                 group.start_soon(self._background)
                 yield
@@ -98,8 +108,8 @@ class Service:
         return JSONResponse({"status": "stopping"})
 
     def stop(self, why: str) -> None:
-        log.info("stopping: %s", why)
-        if self.server is not None:
+        if self.server is not None and not self.server.should_exit:
+            log.info("stopping: %s", why)
             self.server.should_exit = True
 
     async def _background(self) -> None:
@@ -108,26 +118,8 @@ class Service:
             for work in compose.rounds(self.lab):
                 group.start_soon(self._round, work)
             group.start_soon(self._warm_up)
-            last_keeper_check = last_heartbeat = time.monotonic()
-            while True:
-                await anyio.sleep(TICK_S)
-                now = time.monotonic()
-                if now - last_keeper_check > KEEPER_CHECK_S:
-                    last_keeper_check = now
-                    await anyio.to_thread.run_sync(self._keep_keeper)
-                if now - last_heartbeat > HEARTBEAT_S:
-                    last_heartbeat = now
-                    with contextlib.suppress(OSError):  # a full or read-only disk shows elsewhere, in words
-                        os.utime(self.lab.workspace.service_file)
-                idle_s = self.lab.settings.service.idle_minutes * 60
-                if (
-                    idle_s
-                    and not self.open_requests
-                    and now - self.last_used > idle_s
-                    and not compose.is_busy(self.lab)
-                ):
-                    self.stop(f"idle for {idle_s / 60:.0f} minutes")
-                    return
+            upkeep: compose.Round = [self._look_after]
+            group.start_soon(self._round, upkeep)
 
     async def _warm_up(self) -> None:
         """What makes the first search quick, once the first answers of a cold start are out."""
@@ -138,17 +130,38 @@ class Service:
         while True:
             for part in work:
                 try:
-                    await anyio.to_thread.run_sync(part, abandon_on_cancel=True)
-                except Exception:  # one part's failure must not stop the others; it is logged and tried again
-                    log.exception("background work failed")
+                    await anyio.to_thread.run_sync(part, abandon_on_cancel=True, limiter=self.round_threads)
+                except Exception as error:  # noqa: BLE001  one part must not stop the others; it is tried again
+                    self._complain(part, error)
             await anyio.sleep(TICK_S)
 
-    def _keep_keeper(self) -> None:
-        """A keeper that was killed is started again, so that the next kill of the service is noticed."""
-        free = lock(self.lab.workspace.locks_dir / "keeper.lock")
-        if free is not None:
-            os.close(free)
-            spawn_keeper(self.lab.workspace)
+    def _complain(self, part: Callable[[], object], error: Exception) -> None:
+        """Log a failure; one that comes back with every round (a full disk) only now and then."""
+        text = f"{type(error).__name__}: {error}"
+        last, at = self.failures.get(part, ("", 0.0))
+        if text != last or time.monotonic() - at > SAME_FAILURE_S:
+            self.failures[part] = (text, time.monotonic())
+            log.error("background work failed", exc_info=error)
+
+    def _look_after(self) -> None:
+        """The service's own upkeep: its workspace, keeper, heartbeat, log, and whether it is needed."""
+        workspace, now = self.lab.workspace, time.monotonic()
+        if _inode(workspace.lab_dir) != self.started_in:
+            # what is written from now on would be lost, and a service of the new place must be able to start
+            self.stop("the workspace was moved or deleted")
+            return
+        if now > self.keeper_check_at:
+            self.keeper_check_at = now + KEEPER_CHECK_S
+            keep_keeper(workspace)  # the next kill of the service is to be noticed
+        if now > self.heartbeat_at:
+            self.heartbeat_at = now + HEARTBEAT_S
+            with contextlib.suppress(OSError):  # a full or read-only disk shows elsewhere, in words
+                os.utime(workspace.service_file)
+            with contextlib.suppress(OSError):
+                bound_log(workspace.service_log)
+        idle_s = self.lab.settings.service.idle_minutes * 60
+        if idle_s and not self.open_requests and now - self.last_used > idle_s and not compose.is_busy(self.lab):
+            self.stop(f"idle for {idle_s / 60:.0f} minutes")
 
 
 class _Busy:
@@ -196,6 +209,7 @@ def serve(workspace: Workspace) -> int:
     except (LabError, OSError) as error:
         print(f"{FATAL}{error}", file=sys.stderr, flush=True)
         return REFUSED_TO_START
+    say(held, SERVING)
     previous = read_endpoint(workspace)
     token = previous.token if previous else secrets.token_urlsafe(32)
     service = Service(lab, compose.all_tools(), token, port)
@@ -224,6 +238,10 @@ def serve(workspace: Workspace) -> int:
         )
         log.info("serving %s on port %d", workspace.root, port)
         service.server.run(sockets=[listener])
+        say(held, ENDED)
+    except KeyboardInterrupt:
+        say(held, ENDED)
+        raise
     finally:
         compose.stop(lab)
     log.info("ended")
@@ -231,17 +249,34 @@ def serve(workspace: Workspace) -> int:
 
 
 def set_up_logging(workspace: Workspace) -> None:
-    """The service's log, rotated once so that it stays bounded; uvicorn's own lines included."""
-    file = workspace.service_log
-    with contextlib.suppress(FileNotFoundError):
-        if file.stat().st_size > LOG_BYTES:
-            file.replace(file.with_suffix(".log.1"))
+    """The service's log is its standard error, uvicorn's own lines included."""
+    with contextlib.suppress(OSError):
+        bound_log(workspace.service_log)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("mcp").setLevel(logging.WARNING)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def bound_log(file: Path, limit: int = LOG_BYTES) -> None:
+    """Keep one earlier part of a log that has grown long. Raises OSError.
+
+    Copied and emptied instead of renamed: keeper and service have it open, and go on writing at its (new) end.
+    """
+    if file.exists() and file.stat().st_size > limit:
+        shutil.copyfile(file, file.with_suffix(".log.1"))
+        os.truncate(file, 0)
+
+
+def _inode(folder: Path) -> tuple[int, int] | None:
+    """Which folder this is, wherever it is moved to; None when there is none."""
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def main(root: str) -> int:

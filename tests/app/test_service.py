@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import signal
 import stat
 import threading
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 from tests_support import processes_of
 
@@ -88,6 +93,73 @@ def test_shutdown_ends_service_and_keeper(lab: Workspace, command) -> None:
     assert not process.is_alive(endpoint.identity)
     assert [p for p in processes_of(lab.root) if p.is_running() and p.status() != "zombie"] == []
     assert command("status").returncode == 1
+
+
+def until(condition, seconds: float = 20) -> None:
+    """Wait for something another process does."""
+    for _ in range(int(seconds * 20)):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def living(lab: Workspace, module: str = "") -> list[int]:
+    """Pids of the workspace's processes."""
+    found = []
+    for each in processes_of(lab.root):
+        with contextlib.suppress(psutil.Error):
+            if each.status() != psutil.STATUS_ZOMBIE and (not module or module in each.cmdline()):
+                found.append(each.pid)
+    return found
+
+
+def test_a_service_is_started_while_the_one_before_is_still_ending(lab: Workspace) -> None:
+    endpoint = connection.ensure_service(lab)
+    connection.request(endpoint, "POST", "/api/shutdown")
+    until(lambda: connection.live_endpoint(lab) is None)
+    assert connection.ensure_service(lab).identity != endpoint.identity
+
+
+def test_shutdown_is_obeyed_after_the_keeper_was_killed(lab: Workspace, command) -> None:
+    endpoint = connection.ensure_service(lab)
+    (first,) = living(lab, "lab_mcp.keeper")
+    os.kill(first, signal.SIGKILL)
+    until(lambda: living(lab, "lab_mcp.keeper") not in ([], [first]))  # the service has started another one
+    assert command("shutdown").returncode == 0
+    until(lambda: not living(lab))
+    assert not process.is_alive(endpoint.identity)
+
+
+def test_a_service_whose_workspace_is_moved_ends_and_the_new_place_is_served(lab: Workspace) -> None:
+    endpoint = connection.ensure_service(lab)
+    moved = Workspace(lab.root.rename(lab.root.with_name(lab.root.name + " moved")))
+    until(lambda: not process.is_alive(endpoint.identity))
+    assert not lab.root.exists(), "nothing may be written to the old place any more"
+    answer = connection.request(connection.ensure_service(moved), "POST", "/api/tools/service_status", {})
+    assert answer["workspace"] == moved.root.name
+
+
+@pytest.mark.parametrize("content", ['{"port": 1}', "[]", '"x"', "{"])
+def test_a_damaged_service_file_hinders_nobody(lab: Workspace, content: str) -> None:
+    lab.create_folders()
+    lab.service_file.write_text(content)
+    assert connection.read_endpoint(lab) is None
+    assert connection.ensure_service(lab).port
+
+
+def test_the_log_stays_bounded_while_others_have_it_open(tmp_path: Path) -> None:
+    from lab_mcp.service import bound_log
+
+    file = tmp_path / "service.log"
+    with file.open("ab", buffering=0) as keepers:
+        keepers.write(b"old\n" * 10)
+        bound_log(file, limit=100)
+        assert file.stat().st_size == 40, "short enough"
+        bound_log(file, limit=30)
+        keepers.write(b"new\n")
+    assert file.read_bytes() == b"new\n"
+    assert (tmp_path / "service.log.1").read_bytes() == b"old\n" * 10
 
 
 def test_an_idle_service_ends_by_itself(lab: Workspace) -> None:
