@@ -142,12 +142,13 @@ def test_the_probe_measures_something() -> None:
 
 @pytest.mark.parametrize(("budget", "used"), [(60.0, "off"), (3600.0, "on"), (None, "off")])
 def test_compiling_on_a_cpu_must_pay(monkeypatch: pytest.MonkeyPatch, budget: float | None, used: str) -> None:
-    monkeypatch.setattr(backend.shutil, "which", lambda name: "/usr/bin/" + name)
+    monkeypatch.setattr(backend, "compile_obstacle", lambda kind: None)
     assert choose("cpu").compile_choice("auto", budget).used == used
 
 
 def test_compiling_without_a_compiler_is_refused_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    monkeypatch.setattr(backend, "compile_obstacle", lambda kind: "there is no C++ compiler")
     assert choose("cpu").compile_choice("auto", 3600.0).reason == "there is no C++ compiler"
+    assert "too short" in choose("cpu").compile_choice("auto", 60.0).reason
     with pytest.raises(LabError, match="C\\+\\+ compiler"):
         choose("cpu").compile_choice("on", 60.0)

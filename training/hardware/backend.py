@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import psutil
 import torch
 
 from training.hardware import cpu_precision
+from training.hardware.compiler import compile_obstacle
 from training.hardware.cpu import model_name
 from training.hardware.peak_flops import Peak, peak_flops
 from training.hardware.status import ORDER, BackendName
@@ -96,7 +96,10 @@ class Backend:
         """Whether to use torch.compile ("on") or not ("off"); `budget_seconds` is None for a budget in steps."""
         if asked == "off":
             return Choice("off", "set in the recipe")
-        obstacle = self._compile_obstacle()
+        too_short = budget_seconds is None or budget_seconds < CPU_COMPILE_PAYS_AFTER_SECONDS
+        if asked == "auto" and self.kind == "cpu" and too_short:
+            return Choice("off", "the run is too short to pay for compiling")
+        obstacle = compile_obstacle(self.kind)
         if asked == "on":
             if obstacle:
                 raise Refused(f"compile = 'on' is not possible: {obstacle}", fix="compile = 'auto' or 'off'")
@@ -105,23 +108,12 @@ class Backend:
             return Choice("off", obstacle)
         if self.kind in ("cuda", "rocm"):
             return Choice("on", "pays on this backend")
-        if self.kind == "cpu" and budget_seconds is not None and budget_seconds >= CPU_COMPILE_PAYS_AFTER_SECONDS:
-            return Choice("on", f"a budget of {budget_seconds:.0f} s is long enough to pay for compiling")
         if self.kind == "cpu":
-            return Choice("off", "the run is too short to pay for compiling")
+            return Choice("on", f"a budget of {budget_seconds:.0f} s is long enough to pay for compiling")
         return Choice("off", "not dependable on this backend")
 
     def compile(self, function: Any) -> Any:
         return torch.compile(function, backend="hpu_backend" if self.kind == "hpu" else "inductor")
-
-    def _compile_obstacle(self) -> str | None:
-        if self.kind == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++", "cl"))):
-            return "there is no C++ compiler"
-        if self.kind in ("cuda", "rocm") and importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        if self.kind in ("cuda", "rocm") and not any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang", "cc"))):
-            return "triton needs a C compiler and there is none"
-        return None
 
     def _module(self) -> Any:
         return {"cuda": torch.cuda, "rocm": torch.cuda, "mps": torch.mps}.get(self.kind) or _torch.hpu
