@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from training.loader import IGNORED, Rows
 
+LEAK = 1e-3  # of the largest logit: the same products on the same tokens differ by less, seen answers move more
 LOGITS_AT_ONCE = 2**24  # values of one batch of logits: 64 MiB in float32
 
 
@@ -35,6 +36,27 @@ class Evaluation:
     def as_json(self) -> dict[str, float | None]:
         """JSON has no infinity: a perplexity beyond the numbers is None."""
         return asdict(self) | {"perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
+
+
+@torch.no_grad()
+def looks_ahead(model: nn.Module, rows: Rows, vocab_size: int, device: torch.device) -> tuple[int, int] | None:
+    """Whether later tokens change earlier logits: a score of such a model means nothing, it has seen the answers.
+
+    The second half of the first of `rows` (N, T + 1) is replaced. Returns a position whose logits moved and the first
+    one that was replaced, None when all is well.
+    """
+    tokens = torch.from_numpy(rows[:1, :-1]).to(device).clamp_min(0)
+    half = tokens.shape[1] // 2
+    changed = tokens.clone()
+    changed[:, half:] = (tokens[:, half:] + 1) % vocab_size
+    was_training = model.training
+    model.eval()
+    try:
+        before, after = (model(each)[0, :half].float() for each in (tokens, changed))
+    finally:
+        model.train(was_training)
+    moved = (before - after).abs().amax(dim=1) > LEAK * before.abs().amax().clamp_min(1e-6)
+    return (int(moved.nonzero()[0, 0]), half) if bool(moved.any()) else None
 
 
 @torch.no_grad()

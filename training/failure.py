@@ -25,7 +25,7 @@ class Failure:
         return {"state": self.state, "class": self.kind, "error": self.text}
 
 
-def classify(error: Exception, job: Job | None) -> Failure:
+def classify(error: BaseException, job: Job | None) -> Failure:
     """What `error` means for the run. `job` is None when it could not even be read."""
     from training.corpus import DataProblem
     from training.recipe_code import RecipeProblem

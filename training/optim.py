@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training.config import TrainingConfig
 from training.schedule import Rates
+from workspace.errors import Refused
 
 # quintic coefficients of five Polar Express iterations for a safety factor of 2e-2 (arXiv 2505.16932, as in nanochat)
 POLAR_EXPRESS = (
@@ -110,7 +111,11 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """The groups of our model's parameters with their peak rates; every parameter is in exactly one."""
+    """The groups of our model's parameters with their peak rates; every parameter is in exactly one.
+
+    Raises `Refused` for a parameter our model does not have, and for one of a layer that is no matrix: Muon would take
+    the vectors of all layers for one matrix.
+    """
     o = config.optimizer
     members: dict[str, list[nn.Parameter]] = {
         name: [] for name in ("head", "embeddings", "value_embeddings", "residual_weights", "skip_weights", "matrices")
@@ -118,7 +123,12 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     for name, p in model.named_parameters():
         top = name.split(".", 1)[0]
         kind = {"embedding": "embeddings", "blocks": "matrices"}.get(top, top)
-        assert kind in members, f"{name} belongs to no optimizer group"
+        if kind not in members or (kind == "matrices" and p.ndim != 2):
+            shape = " x ".join(map(str, p.shape)) or "a scalar"
+            raise Refused(
+                f"the built-in optimizer has no group for the model's parameter {name} ({shape})",
+                fix="write recipe/optim.py with build_optimizer(model, config)",
+            )
         members[kind].append(p)
     width_scale = (config.model.width / REFERENCE_WIDTH) ** -0.5
     betas = (o.adam_beta1, o.adam_beta2)

@@ -62,7 +62,7 @@ def _from_file(recipe_dir: Path | None, name: str, function: str, files: dict[st
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the recipe is foreign code: it may raise anything
+    except (Exception, SystemExit) as error:  # the recipe is foreign code: it may raise anything
         del sys.modules[module_name]
         raise RecipeProblem(
             f"recipe/{name} cannot be imported: {type(error).__name__}: {error}{_line_of(error, path)}", kind="import"
@@ -112,7 +112,7 @@ def _call(function: Callable[[], Any], name: str, what: str) -> Any:
         return function()
     except LabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeProblem(f"recipe/{name}: {what} failed: {type(error).__name__}: {error}") from error
 
 

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         (folder / SUMMARY).unlink(missing_ok=True)  # of the attempt that is resumed
         job = read_job(folder, resume=options.resume)
         summary = run(job, started)
-    except Exception as error:  # noqa: BLE001  the one place that turns any failure into a record and an exit code
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the one place that turns any failure into a record and an exit code
         return _failed(folder, error, job)
     durable.write_json(folder / SUMMARY, summary)
     say(summary_block(summary))
@@ -128,8 +128,13 @@ def _sample(trainer: Trainer) -> str:
     count, config = trainer.config.evaluation.sample_tokens, trainer.config
     if not count:
         return ""
-    with trainer.precision():
-        return generate(trainer.model, trainer.data.tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context)
+    model, tokenizer = trainer.model, trainer.data.tokenizer
+    try:
+        with trainer.precision():
+            return generate(model, tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context)
+    except Exception as error:  # noqa: BLE001  a recipe's model may take full rows only; its result is not lost for that
+        say(f"No sample: {type(error).__name__}: {error}")
+        return ""
 
 
 def _parameters(trainer: Trainer) -> dict[str, int]:
@@ -152,7 +157,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
-def _failed(folder: Path, error: Exception, job: Job | None) -> int:
+def _failed(folder: Path, error: BaseException, job: Job | None) -> int:
     """Record why the run ended and return the exit code; the log ends with the exception itself."""
     from training.failure import classify
 

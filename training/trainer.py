@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import time
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from training import checkpoint, report
 from training.config import TrainingConfig
 from training.data import PreparedData
-from training.evaluate import Evaluation, evaluate
+from training.evaluate import Evaluation, evaluate, looks_ahead
 from training.hardware.backend import Backend, Choice
 from training.job import CHECKPOINTS, METRICS, Job
 from training.loader import Rows, TrainingLoader, evaluation_rows
 from training.optim import set_rates
-from training.recipe_code import Builders
+from training.recipe_code import Builders, RecipeProblem
 from training.report import Reporter, say
 from training.schedule import rates
 from workspace.errors import Refused
@@ -179,8 +180,7 @@ class Trainer:
         """Compile, fill caches and allocators on made-up tokens, then undo what that taught the model."""
         started = time.perf_counter()
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        fresh = self.optimizer.state_dict()
-        fresh = {"state": dict(fresh["state"]), "param_groups": [dict(group) for group in fresh["param_groups"]]}
+        fresh = copy.deepcopy(self.optimizer.state_dict())  # a recipe's optimizer may have state before its first step
         generator = torch.get_rng_state()
         shape = (self.config.batch.rows, self.config.data.context + 1)
         vocab = self.config.data.vocab_size
@@ -205,8 +205,8 @@ class Trainer:
         progress = self.clock.progress(self.config)
         count = self.config.evaluation.quick_count
         if self._quick_done < count and (self._quick_done + 1) / (count + 1) <= progress < 1:
-            self._quick_done = int(progress * (count + 1))
             result = self._evaluate(self.quick_rows)
+            self._quick_done = int(progress * (count + 1))
             self.reporter.evaluation(self.clock.steps, self.clock.seconds, result.as_json(), full=False)
         every = self.config.checkpoint.every_seconds
         if every and time.monotonic() - self._saved_at >= every:
@@ -240,6 +240,13 @@ class Trainer:
             if self.stop_requested:
                 raise _Interrupted
 
+        with self.precision():
+            ahead = looks_ahead(self.model, rows, len(self.byte_lengths), self.backend.device)
+        if ahead is not None:
+            raise RecipeProblem(
+                f"the model looks ahead: other tokens from {ahead[1]} on change what it predicts at {ahead[0]}",
+                fix="mask attention (and anything else over a row) so that a token sees only itself and earlier ones",
+            )
         return evaluate(
             self.model, rows, self.byte_lengths,
             device=self.backend.device, context=self.precision, between=stop_soon,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from training import evaluate as module
-from training.evaluate import evaluate
+from training.evaluate import evaluate, looks_ahead
 from training.loader import IGNORED
 
 BYTES = torch.tensor([1, 2, 3, 0], dtype=torch.int32)  # the last id is BOS
@@ -81,3 +81,21 @@ def test_a_hopeless_model_has_infinite_perplexity_not_an_overflow() -> None:
     result = evaluate(Fixed(table), np.array([[3, 0]]), BYTES)
     assert result.perplexity == math.inf
     assert result.val_loss == pytest.approx(1000, rel=0.01)
+
+
+def test_looking_ahead_is_seen_wherever_the_model_gets_it_from() -> None:
+    rows = np.random.default_rng(0).integers(0, 4, (3, 9))
+    embedding, cpu = nn.Embedding(4, 8), torch.device("cpu")
+
+    class Sees(nn.Module):
+        def __init__(self, mix: Tensor) -> None:
+            super().__init__()
+            self.mix = mix
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.mix @ embedding(tokens)
+
+    past, all_of_it = torch.ones(8, 8).tril(), torch.ones(8, 8)
+    assert looks_ahead(Sees(past), rows, 4, cpu) is None
+    assert looks_ahead(Sees(past + torch.diag(torch.full((7,), 0.1), 1)), rows, 4, cpu) == (3, 4)
+    assert looks_ahead(Sees(all_of_it), rows, 4, cpu) == (0, 4)

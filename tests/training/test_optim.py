@@ -12,6 +12,7 @@ from training_support import small
 from training.model import GPT, build_model
 from training.optim import MuonAdamW, assert_each_once, build_optimizer, orthogonalize, parameter_groups, set_rates
 from training.schedule import rates
+from workspace.errors import Refused
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
@@ -36,10 +37,15 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
         assert_each_once(model, [*groups, groups[0]])
 
 
-def test_a_foreign_parameter_is_noticed() -> None:
+def test_a_parameter_that_fits_no_group_is_refused() -> None:
+    """A gain in a layer too: Muon would take the gains of all layers for one matrix."""
     model = build_model(small())
     model.register_parameter("stray", nn.Parameter(torch.zeros(3)))
-    with pytest.raises(AssertionError, match="stray"):
+    with pytest.raises(Refused, match=r"stray.*recipe/optim\.py"):
+        parameter_groups(model, small())
+    model = build_model(small())
+    model.blocks[0].register_parameter("gain", nn.Parameter(torch.zeros(3)))
+    with pytest.raises(Refused, match=r"blocks\.0\.gain"):
         parameter_groups(model, small())
 
 

@@ -97,9 +97,17 @@ def test_a_seeded_run_repeats_bit_by_bit_and_another_seed_differs(workspace: Wor
     assert a["data"]["sha256"] == c["data"]["sha256"]
 
 
-def test_the_warm_up_teaches_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", ["ours", "Adagrad"])
+def test_the_warm_up_teaches_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
+    """Adagrad has state before its first step: that too is as it was."""
     from training.trainer import Trainer
 
+    if optimizer != "ours":
+        (workspace.root / "recipe").mkdir()
+        (workspace.root / "recipe" / "optim.py").write_text(
+            "import torch\ndef build_optimizer(model, config):\n"
+            f"    return torch.optim.{optimizer}(model.parameters())\n"
+        )
     assert train_here(run_folder(workspace, small(), "with")) == 0
     monkeypatch.setattr(Trainer, "warm_up", lambda self: None)
     assert train_here(run_folder(workspace, small(), "without")) == 0
@@ -263,7 +271,15 @@ def test_a_configuration_that_is_wrong(workspace: Workspace) -> None:
     [
         ("model.py", "import no_such_package\n", "import", "no_such_package"),
         ("model.py", "def build_model(config)\n", "import", "line 1"),
+        ("model.py", "import sys\nsys.exit(0)\n", "import", "SystemExit"),
+        ("model.py", "import sys\ndef build_model(config):\n    sys.exit(0)\n", "exit", "SystemExit"),
         ("model.py", "def build_modle(config): ...\n", "exit", "build_modle"),
+        (
+            "model.py",
+            "from torch import nn\ndef build_model(config):\n    return nn.Embedding(300, 300)\n",
+            "exit",
+            "write recipe/optim.py",
+        ),
         ("model.py", "def build_model(config):\n    return 3\n", "exit", "not a torch.nn.Module"),
         ("model.py", "def build_model(config):\n    raise KeyError('x')\n", "exit", "KeyError"),
         (
@@ -308,6 +324,48 @@ def test_a_recipes_own_model_and_optimizer_are_used(workspace: Workspace) -> Non
     assert set(end["recipe_files"]) == {"model.py", "optim.py"}
     assert end["parameters"]["total"] == 300 * 32 * 2 + 300
     assert end["flops_per_token"] == 6 * 300 * 32
+
+
+PLAIN_ADAM = (
+    "import torch\ndef build_optimizer(model, config):\n    return torch.optim.AdamW(model.parameters(), lr=0.01)\n"
+)
+
+
+def test_a_model_that_sees_the_answers_gets_no_score(workspace: Workspace) -> None:
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "optim.py").write_text(PLAIN_ADAM)
+    (workspace.root / "recipe" / "model.py").write_text(
+        "from torch import nn\n"
+        "class Mean(nn.Module):\n"
+        "    def __init__(self, v):\n"
+        "        super().__init__()\n"
+        "        self.embedding, self.head = nn.Embedding(v, 16), nn.Linear(16, v)\n"
+        "    def forward(self, tokens):\n"
+        "        x = self.embedding(tokens)\n"
+        "        return self.head(x + x.mean(dim=1, keepdim=True))\n"
+        "def build_model(config):\n    return Mean(config.data.vocab_size)\n"
+    )
+    failed(run_folder(workspace, small()), 13, "exit", "looks ahead")
+
+
+def test_a_model_for_full_rows_only_keeps_its_result(workspace: Workspace) -> None:
+    """It cannot continue a short prompt, so there is no sample; hours of training are not lost for that."""
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "optim.py").write_text(PLAIN_ADAM)
+    (workspace.root / "recipe" / "model.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Rigid(nn.Module):\n"
+        "    def __init__(self, v, length):\n"
+        "        super().__init__()\n"
+        "        self.embedding, self.head = nn.Embedding(v, 16), nn.Linear(16, v)\n"
+        "        self.position = nn.Parameter(torch.zeros(length, 16))\n"
+        "    def forward(self, tokens):\n"
+        "        return self.head(self.embedding(tokens) + self.position)\n"
+        "def build_model(config):\n    return Rigid(config.data.vocab_size, config.data.context)\n"
+    )
+    folder = run_folder(workspace, small())
+    assert train_here(folder) == 0
+    assert summary(folder)["sample"] == "" and summary(folder)["val_bpb"] > 0
 
 
 def test_an_unwritable_disk_is_no_success(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
