@@ -95,7 +95,7 @@ def settings_that_matter(data: DataConfig) -> dict[str, Any]:
         del kept["files"], kept["text_field"]
     elif data.corpus != "files":
         del kept["files"]
-    elif not any(name.endswith((".jsonl", ".parquet")) or not Path(name).suffix for name in data.files):
+    elif all(Path(name).suffix.lower() in (".txt", ".md", ".py") for name in data.files):
         del kept["text_field"]
     return kept
 
@@ -211,10 +211,12 @@ def _hub(data: DataConfig, allow_network: bool) -> Corpus:
     if importlib.util.find_spec("datasets") is None:
         raise Unavailable(f"data.corpus = {data.corpus!r} needs the package datasets", fix="pip install 'lab-mcp[hub]'")
     import datasets
+    import huggingface_hub
 
     try:
-        stream = datasets.load_dataset(name, revision=revision or None, split="train", streaming=True)
-        commit = getattr(stream.info, "download_checksums", None)
+        # a branch moves: its commit now is what is read and what the cache is keyed by
+        commit = huggingface_hub.HfApi().dataset_info(name, revision=revision or None).sha
+        stream = datasets.load_dataset(name, revision=commit, split="train", streaming=True)
     except Exception as error:
         raise DataProblem(
             f"data set {name!r} could not be opened: {type(error).__name__}", fix="check name, network"
@@ -228,5 +230,5 @@ def _hub(data: DataConfig, allow_network: bool) -> Corpus:
                 )
             yield row[data.text_field]
 
-    what = json.dumps([name, revision, data.text_field, commit], default=str)
+    what = json.dumps([name, data.text_field, commit])
     return Corpus(data.corpus, hashlib.sha256(what.encode()).hexdigest(), 1, read)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,31 @@ def test_a_missing_field_is_named_with_those_there_are(workspace: Workspace) -> 
 def test_the_network_is_not_touched_unless_allowed(workspace: Workspace) -> None:
     with pytest.raises(LabError, match=r"hub = true"):
         corpus.find(DataConfig(corpus="hub:someone/something"), workspace)
+
+
+def test_a_data_set_that_moved_on_is_another_corpus(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the two libraries: there is no network in a test."""
+    commit, asked = "1" * 40, list[str]()
+
+    def dataset_info(name: str, revision: str | None) -> SimpleNamespace:
+        return SimpleNamespace(sha=commit)
+
+    def load_dataset(name: str, revision: str, split: str, streaming: bool) -> list[dict[str, str]]:
+        asked.append(revision)
+        return [{"text": f"words of {revision}"}]
+
+    modules = {
+        "datasets": SimpleNamespace(load_dataset=load_dataset, __spec__=SimpleNamespace()),
+        "huggingface_hub": SimpleNamespace(HfApi=lambda: SimpleNamespace(dataset_info=dataset_info)),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    config = DataConfig(corpus="hub:someone/something")
+    first, again = (corpus.find(config, workspace, allow_network=True) for _ in range(2))
+    commit = "2" * 40
+    later = corpus.find(config, workspace, allow_network=True)
+    assert first.identity == again.identity != later.identity
+    assert list(later.read()) == [f"words of {'2' * 40}"] and asked == ["1" * 40, "1" * 40, "2" * 40]
 
 
 def test_the_standard_library_is_the_same_each_time_and_capped(workspace: Workspace) -> None:

@@ -93,10 +93,10 @@ def test_the_same_again_is_the_same(base: tuple[str, str]) -> None:
 def test_settings_the_corpus_does_not_look_at_do_not_count() -> None:
     plain = small(data__corpus="python-stdlib", data__files=[])
     assert hashes(plain) == hashes(apply(plain, {"data.text_field": "body"}))
-    texts = small(data__files=["a.txt", "b.md"])
-    assert corpus.settings_that_matter(texts.data) == corpus.settings_that_matter(
-        apply(texts, {"data.text_field": "body"}).data
-    )
+    for files, matters in ((["a.txt", "b.MD"], False), (["a.txt", "rows.JSONL"], True), (["folder.v2"], True)):
+        texts = small(data__files=files)
+        other = apply(texts, {"data.text_field": "body"})
+        assert (corpus.settings_that_matter(texts.data) != corpus.settings_that_matter(other.data)) == matters
 
 
 def test_auto_is_what_it_resolves_to(base: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
