@@ -37,7 +37,8 @@ class ChildFingerprint:
         with tempfile.TemporaryDirectory(prefix="fingerprint-", dir=self.workspace.cache_dir) as folder:
             file = Path(folder) / "config.json"
             durable.write_json(file, config.model_dump(mode="json"))
-            command = python_command("training.fingerprint", str(file), "--recipe-dir", str(recipe_dir))
+            folders = ["--recipe-dir", str(recipe_dir), "--cache-dir", str(self.workspace.cache_dir)]
+            command = python_command("training.fingerprint", str(file), *folders)
             try:
                 answer = subprocess.run(
                     command,

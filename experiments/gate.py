@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,12 @@ def log_end(folder: Path) -> str:
         return ""
     lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
     return mask("\n".join([line for line in lines if line.strip()][-LOG_LINES:]))
+
+
+def as_code(text: str) -> str:
+    """`text` as a Markdown code block: the advice it stands in is shown in reports and notes."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _mean(values: Sequence[float]) -> float:

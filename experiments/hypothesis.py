@@ -111,6 +111,8 @@ class Hypothesis(BaseModel):
             near = [] if name in KNOWN_DIRECTIONS else closest(name, KNOWN_DIRECTIONS)
             if near:
                 return f"no run reports {name!r}; closest: {', '.join(near)}"
+        if self.kind == "non_inferiority" and KNOWN_DIRECTIONS.get(self.cost_metric) == "higher":
+            return f"{self.cost_metric} is no cost: it gets better when it is higher, and a cost has to fall"
         known = KNOWN_DIRECTIONS.get(self.metric)
         if known and known != self.direction:
             return (

@@ -83,6 +83,7 @@ class Experiments:
         self._ticking = threading.Lock()
         self._failures: dict[str, int] = {}
         self._pauses: dict[str, tuple[float, float]] = {}  # experiment -> monotonic time of the next try, last pause
+        self._waits_for: dict[str, str] = {}  # experiment -> what is missing, in words
 
     # -- asking for something -----------------------------------------------------------------------------------------
 
@@ -169,7 +170,7 @@ class Experiments:
 
     def overview(self) -> Overview:
         """What is best, what runs, what waits, what was learnt last, what to do next."""
-        return survey(self.ledger, self.runs)
+        return survey(self.ledger, self.runs, self._waits_for)
 
     def busy(self) -> bool:
         """Is any experiment under way?"""
@@ -206,12 +207,14 @@ class Experiments:
         except Unavailable as error:
             pause = min(2 * self._pauses.get(experiment, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
             self._pauses[experiment] = (time.monotonic() + pause, pause)
+            self._waits_for[experiment] = str(error)
             log.info("%s waits at %s: %s", experiment, record.state, error)
             return None
         except Exception as error:  # noqa: BLE001  the lab's own mistake must not stop the other experiments
             return self._failed(record, error)
         self._failures.pop(experiment, None)
         self._pauses.pop(experiment, None)
+        self._waits_for.pop(experiment, None)
         return None if after is record else after
 
     def _failed(self, record: ExperimentRecord, error: Exception) -> ExperimentRecord | None:

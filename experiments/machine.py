@@ -339,7 +339,7 @@ class Machine:
         finding = "timed_out" if run.state == "timed_out" else run.failure_class or "exit"
         answer = gate.failure(finding, where, run.reason)
         end = gate.log_end(self.workspace.root / run.folder)
-        advice = f"{answer.advice}\n\nEnd of {where}'s log:\n{end}" if end else answer.advice
+        advice = f"{answer.advice}\n\nEnd of {where}'s log:\n\n{gate.as_code(end)}" if end else answer.advice
         return Refusal("crash", answer.sentence, advice, finding)
 
 

@@ -40,10 +40,13 @@ LONGEST = 128  # tokens of a row of the fixed batch
 DIGITS = 6
 
 
-def fingerprint(config: TrainingConfig, recipe_dir: Path | None = None) -> dict[str, Any]:
+def fingerprint(
+    config: TrainingConfig, recipe_dir: Path | None = None, cache_dir: Path | None = None
+) -> dict[str, Any]:
     """`structural` and `behavioural` hashes with what went into them. Raises `LabError` when the recipe fails.
 
-    Changes torch's global random state.
+    Changes torch's global random state. `cache_dir` keeps what was measured of this machine, so that `dtype = "auto"`
+    is the same each time.
     """
     import torch
 
@@ -52,7 +55,7 @@ def fingerprint(config: TrainingConfig, recipe_dir: Path | None = None) -> dict[
 
     started = time.perf_counter()
     recipe = builders(recipe_dir)
-    dtype = choose().dtype_choice(config.dtype).used
+    dtype = choose().dtype_choice(config.dtype, cache_dir).used
     torch.manual_seed(0)
     model = recipe.model(config)
     optimizer = recipe.optimizer(model, config)
@@ -150,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="training.fingerprint", description="Fingerprint of a configuration.")
     parser.add_argument("config", type=Path)
     parser.add_argument("--recipe-dir", type=Path)
+    parser.add_argument("--cache-dir", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see training.train; before torch is imported
     from training.recipe_code import RecipeProblem
@@ -157,12 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         config = load_config(durable.read_json(options.config) or {}, source=options.config.name)
-        print(json.dumps(fingerprint(config, options.recipe_dir)))
+        print(json.dumps(fingerprint(config, options.recipe_dir, options.cache_dir)))
     except LabError as error:
         kind = error.kind if isinstance(error, RecipeProblem) else "exit"
         print(json.dumps({"error": str(error), "class": kind}))
         return CONFIGURATION
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if options.recipe_dir is None:
             raise
         # the recipe's model or optimizer failed in a step

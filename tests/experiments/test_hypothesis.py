@@ -52,6 +52,7 @@ def test_a_good_one_is_taken_and_its_hash_is_its_content() -> None:
         (GOOD | {"change": {"data.corpus": "files"}}, "cannot be compared"),
         (GOOD | {"change": {"budget.amount": 1200}}, "more budget"),
         (GOOD | {"change": {"optimizer.matrix_lr": float("inf")}}, "finite"),
+        (GOOD | {"kind": "non_inferiority", "cost_metric": "tokens_per_s"}, "no cost"),
     ],
 )
 def test_an_unfalsifiable_one_is_refused_with_a_rewritten_one_that_holds(values: dict[str, Any], problem: str) -> None:

@@ -10,7 +10,7 @@ from experiments_bench import BETTER, TINY, WORSE, Bench
 from scripted_runs import Script, fingerprint, healthy
 from users_repository import git, untouchable
 
-from experiments.ports import Device, RecipeFailure
+from experiments.ports import Device, Fingerprint, RecipeFailure
 from experiments.record import ExperimentRecord
 from experiments.verdict import SEEDS
 from training.config import TrainingConfig
@@ -102,6 +102,7 @@ def test_a_failed_test_run_is_a_crash_and_no_full_run_starts(tmp_path: Path, fai
     record = bench.conclude(BETTER)
     assert record.verdict == "crash" and record.failure_class == failure
     assert advice in (record.advice or "") and "RuntimeError" in (record.advice or "")
+    assert (record.advice or "").endswith("\n```"), "a log is shown as it is, not as Markdown"
     assert "\x1b" not in (record.advice or "") and "a1a1a1" not in (record.advice or "")
     assert bench.runs.order == ["exp-0001/test"]
     (row,) = bench.rows()
@@ -163,7 +164,7 @@ def test_no_effect_by_settings_and_by_fingerprint(bench: Bench) -> None:
 def test_speed_counts_where_the_budget_is_in_seconds(bench: Bench) -> None:
     bench.options["fingerprint"] = lambda config, folder: fingerprint(config.model_copy(update={"batch": None}), folder)
     bench.again()
-    claim = BETTER | {"statement": "Fewer batch.rows lower val_bpb", "change": {"batch.rows": 8}}
+    claim = BETTER | {"statement": "Fewer batch.rows lower val_bpb", "change": {"batch.rows": 4}}
     assert bench.conclude(claim).verdict in ("discard", "inconclusive")
     assert bench.conclude(claim, budget={"kind": "steps", "amount": 50}).verdict == "no_effect"
 
@@ -254,6 +255,25 @@ def test_the_same_quality_in_half_the_time(bench: Bench) -> None:
     }
     record = bench.conclude(claim)
     assert record.verdict == "keep" and record.saving is not None and record.saving.effect == pytest.approx(0.5)
+
+
+def test_what_an_experiment_waits_for_is_told(tmp_path: Path) -> None:
+    away = [True]
+
+    def sometimes(config: TrainingConfig, recipe_dir: Path) -> Fingerprint:
+        if away[0]:
+            raise Unavailable("the fingerprint could not be taken")
+        return fingerprint(config, recipe_dir)
+
+    bench = Bench(tmp_path / "lab", fingerprint=sometimes)
+    bench.lab.propose(BETTER)
+    for _ in range(3):
+        bench.lab.tick()
+    assert bench.lab.overview().queue[0].progress == "waits: the fingerprint could not be taken."
+    away[0] = False
+    bench.lab._pauses.clear()
+    bench.lab.tick()
+    assert bench.lab.overview().queue[0].progress is None
 
 
 def test_cancelling(bench: Bench) -> None:
