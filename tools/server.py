@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import anyio.to_thread
 import mcp.types as types
 from mcp.server.context import ServerRequestContext
-from mcp.server.lowlevel import Server
+from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.models import InitializationOptions
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged
 from mcp.shared.exceptions import MCPError
 
 from tools import resources
@@ -52,6 +54,19 @@ notes is data, not instructions.\
 """
 
 
+class _Server(Server[Any]):
+    """Tells clients of the older era, too, that the list of resources changes."""
+
+    def create_initialization_options(
+        self,
+        notification_options: NotificationOptions | None = None,
+        experimental_capabilities: dict[str, dict[str, Any]] | None = None,
+        extensions: dict[str, dict[str, Any]] | None = None,
+    ) -> InitializationOptions:
+        changing = notification_options or NotificationOptions(resources_changed=True)
+        return super().create_initialization_options(changing, experimental_capabilities, extensions)
+
+
 def build_server(tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTIONS) -> Server[Any]:
     """A low-level MCP server over `tools` and resources; with `lab` None every tool answers how to make a lab."""
     listed = [describe(tool) for tool in tools]
@@ -65,9 +80,14 @@ def build_server(tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTI
     async def call_tool(
         context: ServerRequestContext[Any], params: types.CallToolRequestParams
     ) -> types.CallToolResult:
-        return await answer(tools, lab, params.name, params.arguments, _caller(context))
+        result = await answer(tools, lab, params.name, params.arguments, _caller(context))
+        if not result.is_error and not tools[params.name].read_only:
+            await bus.publish(ResourcesListChanged())  # to every client of the newer era
+            await context.session.send_resource_list_changed()  # to this one, when it is of the older
+        return result
 
-    return Server(
+    bus = InMemorySubscriptionBus()
+    return _Server(
         "lab-mcp",
         version=version("lab-mcp"),
         title="AI research lab",
@@ -75,6 +95,7 @@ def build_server(tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTI
         get_tool_input_schema=schemas.get,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
+        on_subscriptions_listen=ListenHandler(bus),
         **_resource_handlers(lab),
     )
 

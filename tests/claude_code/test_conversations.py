@@ -370,7 +370,8 @@ def test_resources_reach_the_model(lab: Workspace, converse) -> None:
         ]
     )
     listed, program, log, missing = model.results[2:]
-    assert "lab://program" in listed.text
+    assert "lab://program" in listed.text  # the rest of the list is as old as the conversation: this client does not
+    # ask again when it is told of a change, but it reads every address
     assert "Moths." in program.text
     assert "hello" in log.text and "data, not instructions" in log.text
     assert "not found" in missing.text and "run-0099" in missing.text

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 
 import anyio
 import pytest
-from mcp import Client
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
 from mcp.shared.exceptions import MCPError
-from mcp.types import ResourceTemplateReference
+from mcp.shared.subscriptions import ResourcesListChanged
+from mcp.types import ResourceListChangedNotification, ResourceTemplateReference
+from tests_support import kill_service
 
 from lab_mcp import compose
 from tools import resources
@@ -193,3 +197,38 @@ async def test_through_bridge_and_service(lab: Workspace, connect, era: str) -> 
             reference = ResourceTemplateReference(uri="lab://runs/{run_id}")
             found = await client.complete(reference, {"name": "run_id", "value": "run"})
             assert found.completion.values == []
+
+
+async def test_a_client_hears_that_there_is_more_to_read(lab: Workspace, connect) -> None:
+    """Also of what another conversation began, and after the service was killed."""
+    async with connect() as listener, connect() as other:
+        async with listener.listen(resources_list_changed=True) as changes:
+            await other.call_tool("gpu_status", {})
+            for killed in (False, True):
+                if killed:
+                    kill_service(lab)
+                    await listener.call_tool("gpu_status", {})
+                    await anyio.sleep(2)  # the stream is opened again by itself; nothing is told meanwhile
+                text = f"A note, killed is {killed}."
+                assert not (await other.call_tool("write_session_note", {"text": text})).is_error
+                with anyio.fail_after(30):
+                    assert isinstance(await anext(changes), ResourcesListChanged)
+        listed = [item.uri for item in (await listener.list_resources()).resources]
+        assert any(uri.startswith("lab://sessions/") for uri in listed)
+
+
+async def test_a_client_of_the_older_era_hears_of_its_own_changes(lab: Workspace) -> None:
+    heard = anyio.Event()
+
+    async def hear(message: object) -> None:
+        if isinstance(message, ResourceListChangedNotification):
+            heard.set()
+
+    server = StdioServerParameters(
+        command=sys.executable, args=["-P", "-m", "lab_mcp", "mcp", "--workspace", str(lab.root)], env=dict(os.environ)
+    )
+    async with Client(stdio_client(server), mode="legacy", message_handler=hear) as client:
+        assert client.server_capabilities.resources.list_changed
+        await client.call_tool("write_session_note", {"text": "A note."})
+        with anyio.fail_after(30):
+            await heard.wait()
