@@ -147,7 +147,7 @@ def service_install(
 @app.command()
 def demo(
     directory: Annotated[Path, typer.Argument(help="the workspace to make or reuse")] = Path("demo-lab"),
-    seconds: Annotated[float, typer.Option(min=5, help="length of the training run")] = 60,
+    seconds: Annotated[float, typer.Option(min=5, help="length of the training run")] = 45,
 ) -> None:
     """See the lab at work: trains, watches, and shows what it leaves."""
     from lab_mcp import demo as demonstration

@@ -24,21 +24,21 @@ from lab_mcp.terminal import console
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
-TRAINING_S = 60
+TRAINING_S = 45
 EXPERIMENT: dict[str, Any] = {
-    "statement": "A tenth of the learning rates of the matrices makes val_bpb higher by far more than chance would",
-    "change": {"optimizer.matrix_lr": 0.004},
+    "statement": "A model half as wide again (width 192 instead of 128) lowers val_bpb at an equal number of steps",
+    "change": {"model.width": 192},
     "metric": "val_bpb",
     "direction": "lower",
     "smallest_effect": 0.01,
-    "why": "a control of the lab itself: in so few steps a small rate can only learn less",
-    "category": "optimizer",
+    "why": "in a few steps a wider model learns more from each; it costs more time a step, which is not counted here",
+    "category": "architecture",
     "budget_kind": "steps",
-    "budget_amount": 40,
+    "budget_amount": 24,
 }
 QUESTIONS = [
-    ("what happens with a smaller learning rate for the matrices", ["experiment"]),
-    ("how much data does a model of a given size need", ["paper"]),
+    ("did a wider model help", ["experiment"]),
+    ("how large should a model be for a given amount of compute", ["paper"]),
 ]
 BARS = "▁▂▃▄▅▆▇█"
 
