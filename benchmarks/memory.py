@@ -1,0 +1,244 @@
+"""What memory costs: searches before and after an optimisation, and calls of the service while it indexes.
+
+python benchmarks/memory.py [--write] [--searches] [--calls]     --write replaces the section in docs/benchmarks.md
+
+Large indexes are made of the starter shelf: each added passage holds words of it and a vector near one of its vectors,
+since embedding 50,000 passages takes a CPU a quarter of an hour. What is indexed while calls are timed is real text,
+embedded as always.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import numpy as np
+from latency import bridge_command, environment, percentile, summary
+from mcp import Client, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from report import machine, write_section
+
+from lab_mcp import initialise
+from rag.client import Memory
+from rag.documents import chunks, files
+from rag.embedding import embedder as embedding
+from rag.index.edge import CURRENT, OPTIMIZE_AT, EdgeStore
+from rag.index.generation import ABOUT
+from rag.index.store import Passage
+from rag.scan import SHELF
+from workspace import durable
+from workspace.layout import Workspace
+from workspace.settings import Settings
+
+QUERIES = [
+    "how many tokens for each parameter",
+    "does a larger learning rate help small models",
+    "seed noise and how many repetitions are needed",
+    "optimizer state memory on several cards",
+    "normalisation without the mean",
+    "attention that avoids writing the score matrix",
+    "rotary positions base",
+    "squared relu against gated units",
+    "keyword search against dense retrieval",
+    "weight decay and the learning rate",
+]
+SEARCHES = 120
+IDLE_CALLS = 400
+LONGEST_S = 240.0
+ABOUT_TO = OPTIMIZE_AT - 200  # passages; what is indexed for real crosses the threshold in the middle
+
+
+def shelf_texts() -> list[str]:
+    return [chunk.text for file in sorted(SHELF.glob("*.md")) for chunk in chunks.cut(files.read(file).blocks)]
+
+
+def store_folder(workspace: Workspace) -> Path:
+    current = durable.read_json(workspace.index_dir / CURRENT)
+    return workspace.index_dir / current["folder"] / "store"
+
+
+def prefill(workspace: Workspace, model: embedding.Embedder, count: int, first: int = 0, *, due: bool) -> None:
+    """Add passages to the index of a workspace nobody has open; with `due`, the worker optimises them when it may."""
+    texts = shelf_texts()
+    centres = model.embed(texts)
+    chance, numbers = random.Random(first), np.random.default_rng(first)
+    folder = store_folder(workspace)
+    about = durable.read_json(folder.parent / ABOUT)
+    store = EdgeStore(folder, about["dimension"])
+    for begin in range(first, first + count, 200):
+        chosen = [chance.randrange(len(texts)) for _ in range(min(200, first + count - begin))]
+        passages = []
+        for n, which in enumerate(chosen, begin):
+            words = texts[which].split()
+            chance.shuffle(words)
+            document, number = f"made-{n // 20}", n % 20
+            passages.append(Passage(document, number, "note", f"Made {n // 20}", "made", "", " ".join(words), ""))
+        near = centres[chosen] + 0.04 * numbers.standard_normal((len(chosen), centres.shape[1]))
+        store.upsert(passages, (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32))
+    store.flush()
+    store.close()
+    pointer = durable.read_json(folder / CURRENT)
+    durable.write_json(folder / CURRENT, {**pointer, "points": 0 if due else 10**9})
+
+
+def made(folder: Path, name: str) -> Workspace:
+    """A workspace with the shelf indexed and nothing running."""
+    workspace = Workspace(Path(initialise.init(folder / name).root))
+    memory = Memory(workspace, Settings())
+    memory.index(wait_s=120)
+    memory.close()
+    return workspace
+
+
+def time_searches(memory: Memory, count: int) -> list[float]:
+    seconds = []
+    for n in range(count):
+        started = time.perf_counter()
+        page = memory.search(QUERIES[n % len(QUERIES)])
+        seconds.append(time.perf_counter() - started)
+        assert page.hits
+    return seconds
+
+
+def shown(seconds: list[float]) -> dict[str, float]:
+    return {
+        "p50_ms": round(statistics.median(seconds) * 1000, 1),
+        "p95_ms": round(percentile(seconds, 0.95) * 1000, 1),
+        "max_ms": round(max(seconds) * 1000, 1),
+    }
+
+
+def measure_searches(folder: Path, model: embedding.Embedder) -> dict[str, dict[str, float]]:
+    """Through `Memory` (embedding and worker included): before, during and after an optimisation at two sizes."""
+    results: dict[str, dict[str, float]] = {}
+    workspace = made(folder, "searches")
+    have = 0
+    for size in (10_000, 50_000):
+        prefill(workspace, model, size - have, have, due=False)
+        have = size
+        memory = Memory(workspace, Settings())
+        time_searches(memory, 10)
+        results[f"{size:,} passages, before"] = shown(time_searches(memory, SEARCHES))
+        memory.close()
+        prefill(workspace, model, 20, have, due=True)
+        have += 20
+        memory = Memory(workspace, Settings())
+        memory.add("note", f"note-{size}", "A note", "Anything written makes memory look whether it should optimise.")
+        place = store_folder(workspace)
+        before = durable.read_json(place / CURRENT)["shard"]
+        seconds: list[float] = []
+        started = time.monotonic()
+        while durable.read_json(place / CURRENT)["shard"] == before:
+            seconds += time_searches(memory, 5)
+            assert time.monotonic() - started < LONGEST_S
+        took = time.monotonic() - started
+        results[f"{size:,} passages, while optimised ({took:.0f} s)"] = shown(seconds)
+        time_searches(memory, 10)
+        results[f"{size:,} passages, after"] = shown(time_searches(memory, SEARCHES))
+        memory.close()
+    return results
+
+
+def write_papers(workspace: Workspace) -> None:
+    """Some 1,000 passages of real sentences in 40 files."""
+    sentences = [sentence.strip() for text in shelf_texts() for sentence in text.split(". ") if len(sentence) > 20]
+    chance = random.Random(7)
+    for n in range(40):
+        chosen = [f"{chance.choice(sentences)} ({n}.{m})." for m in range(170)]
+        (workspace.papers_dir / f"study-{n:02d}.txt").write_text(f"Study {n}\n\n" + " ".join(chosen))
+
+
+async def measure_calls(workspace: Workspace) -> dict[str, dict[str, float]]:
+    """`gpu_status` through the bridge: idle, while real text is indexed, and while the index is optimised as well."""
+    command = bridge_command()
+    parameters = StdioServerParameters(command=command[0], args=command[1:], env=environment(workspace))
+    results: dict[str, dict[str, float]] = {}
+    async with Client(stdio_client(parameters)) as client:
+
+        async def call() -> float:
+            started = time.perf_counter()
+            answer = await client.call_tool("gpu_status", {})
+            assert not answer.is_error, answer.content
+            return time.perf_counter() - started
+
+        await client.call_tool("rag_index", {"wait_s": 60})
+        await anyio.sleep(3)
+        results["gpu_status, memory idle"] = summary([await call() for _ in range(IDLE_CALLS)])
+        write_papers(workspace)
+        begun = time.monotonic()
+        report = (await client.call_tool("rag_index", {"wait_s": 0})).structured_content
+        assert report["state"] == "indexing", report
+        place = store_folder(workspace)
+        first = durable.read_json(place / CURRENT)["shard"]
+        indexing, optimizing = [], []
+        waiting = report["waiting"]
+        for n in _until(begun + LONGEST_S):
+            beside = len(list(place.glob("shard-*"))) > 1
+            (optimizing if beside else indexing).append(await call())
+            if n % 200 == 199:
+                report = (await client.call_tool("rag_index", {"wait_s": 0})).structured_content
+                waiting = report["waiting"]
+                if not waiting and durable.read_json(place / CURRENT)["shard"] != first:
+                    break
+        else:
+            raise SystemExit(f"indexing took longer than {LONGEST_S:.0f} s; {waiting} documents wait")
+        passages = report["passages"] - ABOUT_TO
+        results[f"gpu_status, while {passages:,} passages are indexed beside {ABOUT_TO:,}"] = summary(indexing)
+        results["gpu_status, while the index is optimised as well"] = summary(optimizing)
+    return results
+
+
+def _until(deadline: float) -> Iterator[int]:
+    n = 0
+    while time.monotonic() < deadline:
+        yield n
+        n += 1
+
+
+def table(results: dict[str, dict[str, float]], last: str) -> str:
+    lines = [f"| what | p50 ms | {last[:3]} ms | slowest ms |", "|---|---:|---:|---:|"]
+    return "\n".join(lines + [f"| {name} | {r['p50_ms']} | {r[last]} | {r['max_ms']} |" for name, r in results.items()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("write", "searches", "calls"):
+        parser.add_argument(f"--{name}", action="store_true")
+    options = parser.parse_args()
+    everything = not (options.searches or options.calls)
+    parts, results = [f"Measured {machine()}."], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        model = embedding.load(embedding.PACKAGED_MODEL, folder)
+        if options.calls or everything:
+            workspace = made(folder, "calls")
+            prefill(workspace, model, ABOUT_TO, due=True)
+            try:
+                calls = anyio.run(measure_calls, workspace)
+            finally:
+                command = [sys.executable, "-P", "-m", "lab_mcp", "shutdown"]
+                subprocess.run(command, env=environment(workspace), check=True, capture_output=True)
+            parts.append("A call of the service, through the stdio bridge:\n\n" + table(calls, "p99_ms"))
+            results |= calls
+        if options.searches or everything:
+            searches = measure_searches(folder, model)
+            parts.append("A search through the worker, its embedding included:\n\n" + table(searches, "p95_ms"))
+            results |= searches
+    text = "\n\n".join(parts)
+    print(text)
+    print(json.dumps(results))
+    if options.write:
+        write_section("Memory", "python benchmarks/memory.py", text)
+
+
+if __name__ == "__main__":
+    main()
