@@ -24,6 +24,7 @@ PROTOCOL_VERSION_META = "io.modelcontextprotocol/protocolVersion"
 ATTEMPTS = 6  # to have one request answered, each with a service brought back in between
 PASSIVE_POLL_S = 0.5
 INTERNAL_ERROR = -32603
+LISTEN = "subscriptions/listen"
 NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
 Message = dict[str, Any]
@@ -95,7 +96,7 @@ class Bridge:
 
     async def _exchange(self, message: Message, key: str) -> None:
         """Have one request answered, whatever happens to the service meanwhile."""
-        passive = message["method"] == "subscriptions/listen"  # a mere listener does not bring a service back
+        passive = message["method"] == LISTEN  # a mere listener does not bring a service back
         attempt = 0
         while True:
             generation = self.generation
@@ -146,6 +147,8 @@ class Bridge:
                     async for event in httpx2.EventSource(response, max_event_size=None):
                         if event.data:
                             incoming = json.loads(event.data)
+                            if message.get("method") == LISTEN and "result" in incoming:
+                                raise Lost  # the service ends; the client's subscription goes on with the next one
                             answered = answered or _answers(incoming, request_id)
                             self._remember(message, incoming, response)
                             await self._write(incoming)

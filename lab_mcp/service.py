@@ -118,8 +118,16 @@ class Service:
             for work in compose.rounds(self.lab):
                 group.start_soon(self._round, work)
             group.start_soon(self._warm_up)
+            group.start_soon(self._end_subscriptions)
             upkeep: compose.Round = [self._look_after]
             group.start_soon(self._round, upkeep)
+
+    async def _end_subscriptions(self) -> None:
+        """When the service ends: a stream that is cut instead leaves a traceback in the log."""
+        while True:
+            await anyio.sleep(TICK_S)
+            if self.server is not None and self.server.should_exit:
+                self.mcp.end_subscriptions()
 
     async def _warm_up(self) -> None:
         """What makes the first search quick, once the first answers of a cold start are out."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import anyio
+import anyio.to_thread
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
@@ -199,17 +200,17 @@ async def test_through_bridge_and_service(lab: Workspace, connect, era: str) -> 
             assert found.completion.values == []
 
 
-async def test_a_client_hears_that_there_is_more_to_read(lab: Workspace, connect) -> None:
-    """Also of what another conversation began, and after the service was killed."""
+async def test_a_client_hears_that_there_is_more_to_read(lab: Workspace, connect, command) -> None:
+    """Also of what another conversation began, and after the service was ended or killed."""
     async with connect() as listener, connect() as other:
         async with listener.listen(resources_list_changed=True) as changes:
             await other.call_tool("gpu_status", {})
-            for killed in (False, True):
-                if killed:
-                    kill_service(lab)
-                    await listener.call_tool("gpu_status", {})
-                    await anyio.sleep(2)  # the stream is opened again by itself; nothing is told meanwhile
-                text = f"A note, killed is {killed}."
+            for way in (lambda: None, lambda: command("shutdown"), lambda: kill_service(lab)):
+                if await anyio.to_thread.run_sync(way):
+                    assert "Traceback" not in lab.service_log.read_text()
+                await listener.call_tool("gpu_status", {})
+                await anyio.sleep(2)  # the stream is opened again by itself; nothing is told meanwhile
+                text = f"A note after {way}."
                 assert not (await other.call_tool("write_session_note", {"text": text})).is_error
                 with anyio.fail_after(30):
                     assert isinstance(await anext(changes), ResourcesListChanged)
