@@ -161,7 +161,10 @@ def request(
     headers: dict[str, str] | None = None,
     timeout: float = 120.0,
 ) -> Any:
-    """One JSON request to the service. Raises `LabError` for a refusal, OSError when nobody answers."""
+    """One JSON request to the service.
+
+    Raises `LabError` for a refusal, OSError when nobody answers, HTTPException when the answer broke off.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=timeout)
     try:
         payload = None if body is None else json.dumps(body).encode()
@@ -169,6 +172,8 @@ def request(
         connection.request(method, path, body=payload, headers=sent)
         response = connection.getresponse()
         content = json.loads(response.read() or b"null")
+    except ValueError as error:  # it was ending, and cut the call short
+        raise http.client.HTTPException("the answer was not JSON") from error
     finally:
         connection.close()
     if response.status >= 400:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
@@ -41,6 +42,7 @@ WARM_UP_AFTER_S = 3.0
 KEEPER_CHECK_S = 5.0
 HEARTBEAT_S = 30.0
 GRACEFUL_SHUTDOWN_S = 2  # open event streams would block SIGTERM for ever otherwise
+LATEST_END_S = 12.0  # after this it ends with calls unanswered: a clone may hang for minutes, and is asked for again
 SESSION_IDLE_S = 3600.0  # of a session whose client went without a word; a living bridge always listens
 CALL_THREADS = 200  # calls that wait for a clone or the memory hold one each
 ROUND_THREADS = 8  # the background's own, so that no number of calls holds up the queue
@@ -52,11 +54,12 @@ log = logging.getLogger("lab_mcp")
 class Service:
     """One served workspace: the lab, its HTTP application, its background work, its end."""
 
-    def __init__(self, lab: Lab, tools: Tools, token: str, port: int) -> None:
+    def __init__(self, lab: Lab, tools: Tools, token: str, port: int, held: int) -> None:
         self.lab = lab
         self.tools = tools
         self.token = token
         self.port = port
+        self.held = held  # the service's lock
         self.last_used = time.monotonic()
         self.open_requests = 0
         self.server: uvicorn.Server | None = None
@@ -110,7 +113,11 @@ class Service:
     def stop(self, why: str) -> None:
         if self.server is not None and not self.server.should_exit:
             log.info("stopping: %s", why)
+            say(self.held, ENDED)
             self.server.should_exit = True
+            last = threading.Timer(LATEST_END_S, os._exit, (0,))
+            last.daemon = True
+            last.start()
 
     async def _background(self) -> None:
         """Everything that happens without being asked: queue, outbox, idle rule, keeper, heartbeat."""
@@ -220,7 +227,7 @@ def serve(workspace: Workspace) -> int:
     say(held, SERVING)
     previous = read_endpoint(workspace)
     token = previous.token if previous else secrets.token_urlsafe(32)
-    service = Service(lab, compose.all_tools(), token, port)
+    service = Service(lab, compose.all_tools(), token, port, held)
     config = uvicorn.Config(
         service.application(),
         log_config=None,
@@ -246,7 +253,6 @@ def serve(workspace: Workspace) -> int:
         )
         log.info("serving %s on port %d", workspace.root, port)
         service.server.run(sockets=[listener])
-        say(held, ENDED)
     except KeyboardInterrupt:
         say(held, ENDED)
         raise
