@@ -136,6 +136,8 @@ class Workspace:
             raise Refused(f"{what} contains a NUL byte")
         try:
             resolved = (self.root / text).resolve()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                resolved.lstat()  # a name that is too long is refused here, and surprises nobody later
         except (RuntimeError, OSError, UnicodeEncodeError) as error:  # a circle of links; a name no file can have
             raise Refused(f"{what} {text[:200]!a} cannot be followed", valid="a path inside the workspace") from error
         if resolved != self.root and self.root not in resolved.parents:

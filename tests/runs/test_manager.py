@@ -346,3 +346,14 @@ def test_recipe_run_is_written_whole_before_it_starts(bench: Bench) -> None:
     assert run["recipe_dir"] == str(folder / "recipe") and run["budget"]["kind"] == "seconds"
     assert bench.runs.get(run_id).name == "zwei[31m Schichten"
     bench.runs.stop(run_id)
+
+
+def test_a_run_that_cannot_be_started_now_is_queued_and_says_why(bench: Bench, tmp_path: Path) -> None:
+    good = bench.runs.leases.folder
+    (tmp_path / "file").touch()
+    bench.runs.leases.folder = tmp_path / "file" / "leases"
+    run = bench.start("print(1)")
+    assert bench.runs.get(run).state == "queued"
+    assert "leases cannot be used" in str(bench.runs.get(run).waiting_for)
+    bench.runs.leases.folder = good
+    assert bench.end(run).state == "succeeded"

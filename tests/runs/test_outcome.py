@@ -55,6 +55,14 @@ def test_decision(end: End, stop: Stop | None, seen: Evidence, state: str, failu
     assert record["reason"] or state == "succeeded"
 
 
+def test_a_reason_quotes_the_log_without_secrets_and_control_characters() -> None:
+    seen = Evidence(
+        "script", exception=("RuntimeError", "login \x1b[31mfailed: hf_abcdefghijklmnopqrstuv password=hunter22")
+    )
+    reason = decide(End(1), None, seen)["reason"]
+    assert reason == "RuntimeError: login [31mfailed: hf_*** password=***"
+
+
 TRACEBACK = 'Traceback (most recent call last):\n  File "/x/t.py", line 3, in <module>\n    f()\n'
 
 

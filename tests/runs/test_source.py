@@ -87,6 +87,8 @@ def test_clone_stands_alone(bench: Bench, repo: git.Repo) -> None:
         ("ext::sh -c touch% pwned", None, "train.py", "unknown protocol"),
         ("--upload-pack=touch", None, "train.py", "no git URL"),
         ("", None, "train.py", "no git URL"),
+        ("~no-such-user/x", None, "train.py", "cannot be followed"),
+        ("x" * 300, None, "train.py", "cannot be followed"),
         (".", None, "train.py", "no git repository"),
         ("http://127.0.0.1:9/x.git", None, "train.py", "could not clone"),
     ],

@@ -132,6 +132,7 @@ def test_confine_answers_odd_paths_in_words_or_confines_them(lab: Callable[[str]
     except Refused:
         return
     assert workspace.root in confined.parents
+    assert not confined.exists(), "whoever opens it may trust that the name is a possible one"
 
 
 def test_relative_never_shows_a_path_outside(lab: Callable[[str], Path], tmp_path: Path) -> None:

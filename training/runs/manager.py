@@ -94,7 +94,10 @@ class Runs:
                 prepared = prepare(request, self.workspace, self.settings, self.devices())
                 prepared.run |= {"wake_service": bool(self.on_end and request.experiment), "on_end": self.on_end}
                 existing = self._insert(prepared, key)
-        self.tick()
+        try:
+            self.tick()
+        except (OSError, LabError) as error:  # it is written down and queued; the next tick tries again
+            log.warning("%s is queued, but could not be looked after at once: %s", existing, error)
         return self.get(existing)
 
     def _insert(self, prepared: Prepared, key: str | None) -> str:

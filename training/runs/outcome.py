@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.runs.screen import clean
+from workspace.secrets import mask
+
 # exit codes of our own trainer
 NAN, OOM, DATA, CONFIGURATION, PREEMPTED = 10, 11, 12, 13, 75
 TRAINER_CLASSES = {NAN: "nan", OOM: "oom", DATA: "data"}
@@ -80,6 +83,8 @@ class Evidence:
 def decide(end: End, stop: Stop | None, seen: Evidence) -> dict[str, Any]:
     """The fields `state`, `class`, `exit_code`, `signal`, `reason` of the final record."""
     state, failure, reason = _verdict(end, stop, seen)
+    if reason:  # it may quote the log
+        reason = mask(clean(reason))
     return {"state": state, "class": failure, "exit_code": end.exit_code, "signal": end.signal, "reason": reason}
 
 

@@ -65,7 +65,10 @@ class Scheduler:
             queued = []
             devices = []
         for row in queued:
-            reason = self._full(active) or self._try(row, devices, reserved)
+            try:
+                reason = self._full(active) or self._try(row, devices, reserved)
+            except LabError as error:  # e.g. no leases on this machine: it waits, and says for what
+                reason = error.problem
             if reason is None:
                 started += 1
                 active.append(row["id"])

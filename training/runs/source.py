@@ -29,7 +29,9 @@ _URL = re.compile(r"^(https?|ssh|git)://\S+$|^[\w.-]+@[\w.-]+:\S+$")
 _COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
 _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
-    "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+    "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15",
+    "GIT_HTTP_LOW_SPEED_LIMIT": "1",  # bytes a second: a server that went silent
+    "GIT_HTTP_LOW_SPEED_TIME": "60",
     "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",  # not ext::, which runs commands
     "GIT_LFS_SKIP_SMUDGE": "1",
     "GIT_CONFIG_COUNT": "2",
@@ -99,8 +101,12 @@ def _address(repo: str, workspace: Workspace, *, network: bool) -> tuple[str, st
         return text, mask(text)
     if "::" in text or "://" in text:
         raise Refused(f"repo {mask(text)[:80]!r} uses an unknown protocol", valid="https, http, ssh, git, file, a path")
-    path = (workspace.root / Path(text).expanduser()).resolve()
-    if not path.is_dir():
+    try:
+        path = (workspace.root / Path(text).expanduser()).resolve()
+        found = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long, a circle of links, no such user's home
+        raise Refused(f"repo {text[:80]!r} cannot be followed", valid="a git URL, or a path") from error
+    if not found:
         raise NotFound(f"there is no folder {text[:200]!r}", valid="a git URL, or the path of a git repository")
     return str(path), workspace.relative(path)
 
