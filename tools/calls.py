@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ TABLES = [
     """
 ]
 KEEP_DAYS = 7
+log = logging.getLogger(__name__)
 
 
 class Journal(Protocol):
@@ -48,7 +51,8 @@ class Calls:
         database.migrate("calls", TABLES)
         oldest = clock.stamp(datetime.now(UTC) - timedelta(days=KEEP_DAYS))
         with database.transaction() as tx:
-            tx.execute("DELETE FROM calls WHERE at < ?", (oldest,))
+            # a key somebody chose stays known: the run it started does, too
+            tx.execute("DELETE FROM calls WHERE at < ? AND key NOT LIKE 'given:%'", (oldest,))
 
     async def once(
         self,
@@ -65,7 +69,7 @@ class Calls:
             await self._running[key].wait()
         done = self._running[key] = anyio.Event()
         try:
-            known = self.database.one("SELECT tool, arguments, answer FROM calls WHERE key = ?", (key,))
+            known = await anyio.to_thread.run_sync(self._known, key)
             if known is not None:
                 if known["tool"] != tool or known["arguments"] != _canonical(arguments):
                     raise Refused(
@@ -83,9 +87,16 @@ class Calls:
         self, tool: str, arguments: dict[str, Any], caller: Caller, act: Callable[[], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:
         # A refusal changed nothing, so it is not recorded: the same call may succeed later.
-        answer = await act()
-        await anyio.to_thread.run_sync(self._record, tool, arguments, caller, answer)
+        with anyio.CancelScope(shield=True):  # whoever asked may have gone: what was done is written down all the same
+            answer = await act()
+            try:
+                await anyio.to_thread.run_sync(self._record, tool, arguments, caller, answer)
+            except Exception:  # it happened: an error would say that it did not, and it would be asked for again
+                log.exception("%s was carried out, but not written down", tool)
         return answer
+
+    def _known(self, key: str) -> sqlite3.Row | None:
+        return self.database.one("SELECT tool, arguments, answer FROM calls WHERE key = ?", (key,))
 
     def _record(self, tool: str, arguments: dict[str, Any], caller: Caller, answer: dict[str, Any]) -> None:
         if caller.key is not None:

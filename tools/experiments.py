@@ -12,6 +12,7 @@ from pydantic import Field
 from experiments.folder import report_page
 from experiments.overview import Line
 from experiments.record import ExperimentRecord
+from tools import bounds
 from tools.hardware import summary
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
@@ -120,8 +121,13 @@ async def list_experiments(lab: Lab, arguments: ListExperimentsArguments, caller
                 limit=arguments.limit, verdict=arguments.verdict, text=arguments.text, before=arguments.before
             )
         )
-    more = found[-1].id if len(found) == arguments.limit and not arguments.best else None
-    return ListExperimentsResult(experiments=[view(record) for record in found], more=more)
+    shown = bounds.first([view(record) for record in found], bounds.RESULT_CHARACTERS - 200)
+    cut = len(shown) < len(found)
+    if arguments.best:
+        note = f"{len(found) - len(shown)} further ones do not fit one answer; all are in results.tsv" if cut else None
+        return ListExperimentsResult(experiments=shown, next=note)
+    more = shown[-1].experiment_id if cut or len(found) == arguments.limit else None
+    return ListExperimentsResult(experiments=shown, more=more)
 
 
 async def _one(lab: Lab, experiment: str, wait_s: float, caller: Caller) -> ListExperimentsResult:
@@ -197,13 +203,17 @@ async def lab_overview(lab: Lab, arguments: LabOverviewArguments, caller: Caller
     found = await anyio.to_thread.run_sync(lab.experiments.overview)
     noted = await anyio.to_thread.run_sync(lab.notebook.latest, "Next steps")
     live = await anyio.to_thread.run_sync(lambda: lab.runs.list(states=LIVE, limit=20))
+    under_way, waiting = (bounds.first(lines, 3_000) for lines in (found.running, found.queue))
+    left_out = len(found.running) + len(found.queue) - len(under_way) - len(waiting)
+    if left_out:
+        found.next.append(f"{left_out} further experiments run or wait: list_experiments shows them.")
     return LabOverviewResult(
         hardware=summary(lab.hardware.latest()),
         running=[f"{run.id} {run.state} {run.name}".strip() for run in live],
         best=found.best,
-        experiments_running=found.running,
-        experiments_waiting=found.queue,
-        last_learnt=found.last_learnt,
+        experiments_running=under_way,
+        experiments_waiting=waiting,
+        last_learnt=bounds.first(found.last_learnt, 5_000),
         counts=found.counts,
         last_next_steps=f"{noted.at[:10]}: {noted.text[:600]}" if noted else None,
         next=found.next,

@@ -11,6 +11,7 @@ from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
 from training.hardware.status import Cpu, Device, HardwareStatus
 from training.neighbours import Neighbour, probe
+from training.runs.records import LIVE
 
 GIB = 2**30
 
@@ -37,7 +38,7 @@ async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) ->
     devices = status.devices
     if not arguments.processes:
         devices = [device.model_copy(update={"processes": None}) for device in devices]
-    live = lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=50)
+    live = await anyio.to_thread.run_sync(lambda: lab.runs.list(states=LIVE, limit=50))
     running = [f"{run.id} ({', '.join(run.devices) or 'cpu'})" for run in live if run.state != "queued"]
     waiting = sum(run.state == "queued" for run in live)
     return GpuStatusResult(
@@ -94,7 +95,7 @@ class ServiceStatusResult(Result):
 
 async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Caller) -> ServiceStatusResult:
     neighbours = await anyio.to_thread.run_sync(probe)
-    live = lab.runs.list(states=["queued", "starting", "running", "stopping"], limit=1000)
+    live = await anyio.to_thread.run_sync(lambda: lab.runs.list(states=LIVE, limit=1000))
     queue: dict[str, int] = {}
     for run in live:
         queue[run.state] = queue.get(run.state, 0) + 1
@@ -107,7 +108,7 @@ async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Ca
         started_at=lab.service["started_at"],
         workspace=lab.workspace.root.name,
         queue=queue,
-        to_document=lab.outbox.pending(),
+        to_document=await anyio.to_thread.run_sync(lab.outbox.pending),
         neighbours=neighbours,
         leaves_the_premises=outside,
     )

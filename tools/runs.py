@@ -7,12 +7,22 @@ from typing import Any, Literal
 import anyio.to_thread
 from pydantic import Field
 
+from tools import bounds
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
 from training.runs.records import ENDED, LIVE, RunRecord, RunRequest, State
 from workspace.errors import Refused
 
 CURVE_POINTS = 20
+ALERT_CHARACTERS = 2_000
+LAST_LINES_CHARACTERS = 3_000
+# what a part of a run's detail may take of the whole result, and the file in the run's folder that has it all
+DETAIL_SHARES = {
+    "config": (4_000, "config.json"),
+    "command": (1_500, "run.json"),
+    "summary": (3_000, "summary.json"),
+    "source": (500, "run.json"),
+}
 
 
 class StartTrainingArguments(Arguments):
@@ -92,8 +102,6 @@ async def start_training(lab: Lab, arguments: StartTrainingArguments, caller: Ca
         prefer_resource=arguments.prefer_resource,
     )
     record = await anyio.to_thread.run_sync(lambda: lab.runs.start(request, key=caller.key))
-    await anyio.to_thread.run_sync(lab.runs.tick)
-    record = lab.runs.get(record.id)
     return StartTrainingResult(
         **view(record).model_dump(),
         next=f"wait_for_run(run_id={record.id!r}), again until it has ended; tail_log(run_id={record.id!r}) to look",
@@ -129,7 +137,7 @@ async def list_runs(lab: Lab, arguments: ListRunsArguments, caller: Caller) -> L
     if arguments.run_id is not None:
         run_id = arguments.run_id
         record = await anyio.to_thread.run_sync(lambda: lab.runs.get(run_id))
-        detail = await anyio.to_thread.run_sync(lambda: lab.runs.detail(run_id, points=CURVE_POINTS))
+        detail = await anyio.to_thread.run_sync(lambda: _detail(lab, run_id))
         return ListRunsResult(runs=[view(record)], total=1, detail=RunDetail(**detail))
     states = _states(arguments.state)
     found, total = await anyio.to_thread.run_sync(
@@ -141,8 +149,24 @@ async def list_runs(lab: Lab, arguments: ListRunsArguments, caller: Caller) -> L
             text=arguments.text,
         )
     )
-    more = found[-1].id if len(found) == arguments.limit and total > len(found) else None
-    return ListRunsResult(runs=[view(record) for record in found], total=total, more=more)
+    shown = bounds.first([view(record) for record in found], bounds.RESULT_CHARACTERS - 200)
+    complete = len(shown) == len(found) and (len(found) < arguments.limit or total <= len(found))
+    return ListRunsResult(runs=shown, total=total, more=None if complete else shown[-1].run_id)
+
+
+def _detail(lab: Lab, run_id: str) -> dict[str, Any]:
+    """A run's detail, each part within its share of a result."""
+    detail = lab.runs.detail(run_id, points=CURVE_POINTS)
+    for name, (share, file) in DETAIL_SHARES.items():
+        detail[name] = bounds.fit(detail[name], share, f"runs/{run_id}/{file}")
+    return detail | {"alerts": _alerts(detail["alerts"])}
+
+
+def _alerts(alerts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest alerts, as many as fit."""
+    while bounds.size(alerts) > ALERT_CHARACTERS:
+        alerts = alerts[1:]
+    return alerts
 
 
 def _states(wanted: str | None) -> list[str] | None:
@@ -175,7 +199,9 @@ async def wait_for_run(lab: Lab, arguments: WaitForRunArguments, caller: Caller)
 
     record = await lab.runs.wait(arguments.run_id, arguments.timeout_s, on_progress)
     ended = record.state not in LIVE
-    page = await anyio.to_thread.run_sync(lambda: lab.runs.tail(record.id, lines=5 if ended else 3))
+    page = await anyio.to_thread.run_sync(
+        lambda: lab.runs.tail(record.id, lines=5 if ended else 3, max_characters=LAST_LINES_CHARACTERS)
+    )
     detail = await anyio.to_thread.run_sync(lambda: lab.runs.detail(record.id, points=0))
     if not ended:
         following = f"wait_for_run(run_id={record.id!r}) again"
@@ -186,8 +212,8 @@ async def wait_for_run(lab: Lab, arguments: WaitForRunArguments, caller: Caller)
     return WaitForRunResult(
         **view(record).model_dump(),
         ended=ended,
-        summary=detail["summary"],
-        alerts=detail["alerts"],
+        summary=bounds.fit(detail["summary"], 8_000, f"{record.folder}/summary.json"),
+        alerts=_alerts(detail["alerts"]),
         last_lines=page.lines,
         next=following,
     )

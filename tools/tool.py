@@ -86,6 +86,7 @@ class Tool(Generic[A, R]):
                 problems.append(f"{name!r} is missing")
             else:
                 given = json.dumps(item["input"], ensure_ascii=False, default=str)[:80]
+                given = given.encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent back
                 problems.append(f"{name} = {given}: {_plain(item['msg'])}")
         return Refused(
             f"{self.name}: " + "; ".join(problems),
@@ -125,7 +126,7 @@ class Tools:
         """Check, run, record; the result as JSON-ready data.
 
         A call that changes something is answered from the record when its key was answered before, and is written
-        into the session's journal, whatever its outcome. Raises `LabError`.
+        into the session's journal when it was carried out. Raises `LabError`.
         """
         tool = self[name]
         if lab is None:
