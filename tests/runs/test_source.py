@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import threading
 from pathlib import Path
 
 import git
@@ -146,3 +149,22 @@ def test_empty_repository(bench: Bench, tmp_path: Path) -> None:
     git.Repo.init(tmp_path / "empty")
     with pytest.raises(NotFound, match="no commit yet"):
         start(bench, tmp_path / "empty")
+
+
+def test_credentials_in_an_address_are_not_left_in_the_run_folder(bench: Bench, repo: git.Repo, tmp_path: Path) -> None:
+    bare = tmp_path / "web" / "x.git"
+    repo.clone(str(bare), bare=True).git.update_server_info()
+    handler = functools.partial(_Quiet, directory=str(bare.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run_id = start(bench, f"http://ada:lovelace@127.0.0.1:{server.server_port}/x.git")
+        server.shutdown()
+    bench.end(run_id)
+    for file in bench.folder(run_id).rglob("*"):
+        assert not file.is_file() or b"lovelace" not in file.read_bytes(), file
+    assert git.Repo(bench.folder(run_id) / "source").remotes.origin.url.startswith("http://127.0.0.1:")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing of it belongs in a test's output."""

@@ -26,6 +26,7 @@ from workspace.secrets import mask
 CLONE_LIMIT_S = 600.0
 LIST_LIMIT_S = 60.0
 _URL = re.compile(r"^(https?|ssh|git)://\S+$|^[\w.-]+@[\w.-]+:\S+$")
+_CREDENTIALS = re.compile(r"(?<=^http://)[^/@]*@|(?<=^https://)[^/@]*@")
 _COMMIT = re.compile(r"^[0-9a-f]{7,40}$")
 _ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
@@ -78,7 +79,9 @@ def check_out(repo: str, branch: str | None, workspace: Workspace, *, network: b
         try:
             _git(staging.parent, CLONE_LIMIT_S, "clone", "--quiet", "--no-checkout", "--", str(mirror), staging.name)
             _git(staging, CLONE_LIMIT_S, "checkout", "--quiet", "--detach", commit)
-            _git(staging, LIST_LIMIT_S, "remote", "set-url", "origin", "--", address)
+            # a run folder is copied and shared: a password or token in the address stays out of it
+            origin = _CREDENTIALS.sub("", address)
+            _git(staging, LIST_LIMIT_S, "remote", "set-url", "origin", "--", origin)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
