@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from experiments.ledger import Ledger
 from experiments.record import ExperimentRecord, Score
+from experiments.verdict import seed_of
 from workspace.clock import stamp
 
 # Scores drift between days far more than they scatter within one (throttling, other load, updates): controls older
@@ -23,12 +24,13 @@ def borrowed_controls(ledger: Ledger, record: ExperimentRecord, machine: str) ->
     Only controls: a kept candidate's own scores were selected for being good and would make the next parent look
     better than it is.
     """
-    assert record.control is not None and record.yardstick is not None
-    hypothesis = record.hypothesis
+    assert record.control is not None and record.yardstick is not None and record.parent is not None
+    hypothesis, rule, generation = record.hypothesis, record.rule, record.parent.generation
     needed = {hypothesis.metric} | ({hypothesis.cost_metric} if hypothesis.kind == "non_inferiority" else set())
     found: dict[int, Score] = {}
     for recipe, experiment, score in ledger.controls(record.yardstick, machine, _since(), record.id):
-        if recipe == record.control.digest and score.index < record.rule.max_pairs and needed <= score.values.keys():
+        fits = score.index < rule.max_pairs and score.seed == seed_of(rule, generation, score.index)
+        if recipe == record.control.digest and fits and needed <= score.values.keys():
             update = {"borrowed_from": experiment, "value": score.values[hypothesis.metric]}
             found[score.index] = score.model_copy(update=update)
     return [found[index] for index in sorted(found)]

@@ -22,7 +22,7 @@ from experiments.lineage import Lineage
 from experiments.ports import NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal, configuration, trailers
 from experiments.record import Arm, Best, ExperimentRecord, Score, Step, VerdictName
-from experiments.verdict import SEEDS, Role, Verdict, judge, ready_for_look, wanted
+from experiments.verdict import SEEDS, Role, Verdict, judge, ready_for_look, seed_of, wanted
 from training.config import RECIPE_NAME, TrainingConfig
 from training.runs.records import LIVE, Purpose, RunRecord, RunRequest
 from workspace import clock
@@ -136,7 +136,7 @@ class Machine:
         scores: list[Score] = []
         for role, index in wanted(record.rule, control, candidate):
             arm = record.control if role == "control" else record.candidate
-            run = self._start(record, f"{role}/{index + 1}", role, arm, _seeded(index))
+            run = self._start(record, f"{role}/{index + 1}", role, arm, _seeded(_seed(record, index)))
             if run.ended:
                 score = self._score(record, role, index, run)
                 if isinstance(score, Refusal):
@@ -162,7 +162,7 @@ class Machine:
         return Score(
             role=role,
             index=index,
-            seed=SEEDS[index],
+            seed=_seed(record, index),
             run=run.id,
             value=values[needed[0]],
             values=values,
@@ -343,8 +343,13 @@ class Machine:
         return Refusal("crash", answer.sentence, advice, finding)
 
 
-def _seeded(index: int) -> Callable[[Arm], TrainingConfig]:
-    return lambda arm: configuration(arm, SEEDS[index])
+def _seed(record: ExperimentRecord, index: int) -> int:
+    assert record.parent is not None
+    return seed_of(record.rule, record.parent.generation, index)
+
+
+def _seeded(seed: int) -> Callable[[Arm], TrainingConfig]:
+    return lambda arm: configuration(arm, seed)
 
 
 def _done(record: ExperimentRecord, name: str) -> bool:

@@ -81,9 +81,11 @@ class Preflight:
         if load_recipe(candidate_dir) != apply(plain, record.hypothesis.change):
             raise Refused("the committed recipe does not say what was proposed", fix=f"mend {RECIPE_NAME}")
         made_by = best.experiment if best and best.commit == parent.commit else None
+        maker = self.ledger.get(made_by) if made_by else None
+        generation = maker.parent.generation + 1 if maker and maker.parent else 0
         record = record.model_copy(
             update={
-                "parent": ParentRef(commit=parent.commit, base=parent.base, experiment=made_by),
+                "parent": ParentRef(commit=parent.commit, base=parent.base, experiment=made_by, generation=generation),
                 "best_before": best.experiment if best else None,
                 "control": _arm(parent.commit, control, control_dir),
                 "candidate": _arm(commit, candidate, candidate_dir),

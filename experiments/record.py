@@ -26,6 +26,7 @@ class ParentRef(Frozen):
     commit: str
     base: str  # tree id of the user's recipe/ it goes back to
     experiment: str | None = None  # the kept experiment that made it, if one did
+    generation: int = 0  # kept experiments between the user's recipe and it
 
 
 class Arm(Frozen):
@@ -40,7 +41,7 @@ class Score(Frozen):
     """One run's result. `values` are all numbers of its summary."""
 
     role: Role
-    index: int  # replicate; its seed is SEEDS[index]
+    index: int  # replicate
     seed: int
     run: str
     value: float

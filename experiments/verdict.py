@@ -37,7 +37,6 @@ Decision = Literal["keep", "discard", "inconclusive"]
 Role = Literal["control", "candidate"]
 Method = Literal["pooled", "welch", "paired", "exact"]
 
-# replicate i of control and of candidate both run with SEEDS[i]
 SEEDS = tuple(1009 + 7919 * i for i in range(24))
 PAIRED_FROM = 3  # pairs; with two, a t interval has one degree of freedom
 
@@ -62,6 +61,16 @@ class Rule:
         """Two-sided confidence of the interval at one look."""
         looks = self.max_pairs - self.min_candidates + 1
         return 1 - (1 - self.confidence) / looks
+
+
+def seed_of(rule: Rule, generation: int, index: int) -> int:
+    """The seed of replicate `index`, of control and of candidate alike.
+
+    Every generation of kept recipes has seeds of its own, as far as the list goes: with its own old ones a run that
+    repeats to the bit would give the parent the very scores again for which it was chosen.
+    """
+    blocks = max(1, (len(SEEDS) - 1) // rule.max_pairs)  # the last seed is the test runs'
+    return SEEDS[generation % blocks * rule.max_pairs + index]
 
 
 class Numbers(BaseModel):

@@ -205,6 +205,9 @@ def test_controls_of_the_same_session_are_borrowed_and_its_winners_are_not(bench
     after = bench.conclude(WORSE | {"change": {"model.depth": 5}})
     assert after.parent is not None and after.parent.experiment == kept.id
     assert not any(score.borrowed_from for score in after.scores)
+    chosen_for = {score.value for score in kept.scores if score.role == "candidate"}
+    again = {score.value for score in after.scores if score.role == "control"}
+    assert not chosen_for & again, "runs repeat to the bit: with the old seeds nothing would have been measured anew"
     assert after.numbers is not None and after.numbers.df > len(after.scores) - 2  # earlier controls' spread counts
 
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from experiments.hypothesis import Hypothesis
-from experiments.verdict import Rule, compare, judge, wanted
+from experiments.verdict import SEEDS, Rule, compare, judge, seed_of, wanted
 
 RULE = Rule()
 
@@ -137,6 +137,13 @@ def test_order_of_runs() -> None:
     assert wanted(RULE, [0, 1, 2, 3], [0, 1, 2]) == [("candidate", 3)]
     assert wanted(RULE, [0, 1, 2, 3, 4], []) == [("candidate", 0)]
     assert wanted(RULE, range(6), range(6)) == []
+
+
+def test_generations_have_seeds_of_their_own_as_far_as_the_list_goes() -> None:
+    taken = [{seed_of(RULE, generation, index) for index in range(RULE.max_pairs)} for generation in range(4)]
+    assert not taken[0] & taken[1] and not taken[1] & taken[2] and not taken[2] & taken[3]
+    assert SEEDS[-1] not in set().union(*taken)
+    assert seed_of(Rule(max_pairs=20), 7, 19) == SEEDS[19]
 
 
 def simulate(
