@@ -21,7 +21,8 @@ check: $(STAMP)  ## style and types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## the figures of docs/benchmarks.md
-	$(BIN)/python -P benchmarks/latency.py
+	$(BIN)/python benchmarks/latency.py --write
+	$(BIN)/python benchmarks/memory.py --write
 
 setup: $(STAMP)
 

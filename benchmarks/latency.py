@@ -1,6 +1,6 @@
 """How long an assistant waits: cold start, warm calls, large logs. Writes a table and latency.json beside it.
 
-python -P benchmarks/latency.py [--write]     --write also replaces the section in docs/benchmarks.md
+python benchmarks/latency.py [--write]     --write also replaces the section in docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def main() -> None:
     print(text)
     print(json.dumps(results))
     if options.write:
-        write_section("Latency", "python -P benchmarks/latency.py", text)
+        write_section("Latency", "python benchmarks/latency.py", text)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,10 @@ class Experiments:
                 )
                 self.ledger.insert(tx, record)
                 self.outbox.post(tx, "experiment.proposed", {"experiment": record.id})
-        folder.freeze(self.workspace, record)
+        try:
+            folder.freeze(self.workspace, record)
+        except OSError as error:  # it is proposed all the same: preflight freezes it before anything runs
+            log.warning("%s is not yet in its folder: %s", record.id, error)
         return record
 
     def cancel(self, experiment: str, by: str = "user") -> ExperimentRecord:

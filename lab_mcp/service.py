@@ -209,7 +209,8 @@ def serve(workspace: Workspace) -> int:
     if held is None:
         print("lab-mcp: this workspace already has a running service (`lab-mcp status`)", file=sys.stderr, flush=True)
         return ANOTHER_SERVICE
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # named TCP, or asyncio leaves Nagle's algorithm on and every answer waits 40 ms for an acknowledgement
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     started_at = clock.now()

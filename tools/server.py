@@ -192,8 +192,8 @@ async def answer(
     except Exception:  # the boundary to the wire: the details belong in the log, not in the conversation
         log.exception("tool %s failed", name)
         return _error(
-            f"{name} failed inside the lab; nothing is known to have changed. "
-            "Next: look at .lab/service.log and run `lab-mcp doctor`."
+            f"{name} failed inside the lab, through a mistake of the lab's own. Next: list_runs or list_experiments "
+            "shows whether it had an effect; .lab/service.log says what happened."
         )
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return types.CallToolResult(content=[types.TextContent(type="text", text=text)], structured_content=content)

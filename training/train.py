@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from training.job import SUMMARY, Job, read_job
 from training.report import say, summary_block
 from training.runs.outcome import PREEMPTED
-from workspace import durable
+from workspace import clock, durable
 
 if TYPE_CHECKING:
     from training.evaluate import Evaluation
@@ -168,6 +168,9 @@ def _failed(folder: Path, error: BaseException, job: Job | None) -> int:
         traceback.print_exception(ended.shown, limit=-3, chain=False, file=sys.stdout)
         sys.stdout.flush()
     if folder.is_dir():
+        if ended.kind in ("nan", "oom"):
+            alert = {"time": clock.now(), "class": ended.kind, "severity": "stop", "text": ended.text[:600]}
+            durable.append_jsonl(folder / "alerts.jsonl", alert, sync=True)
         durable.write_json(folder / SUMMARY, ended.summary())
     return ended.code
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import anyio
 import pytest
 from mcp import Client
@@ -10,6 +12,7 @@ from tests_support import kill_service, processes_of
 from workspace.layout import Workspace
 
 pytestmark = pytest.mark.anyio
+KILLS = 8
 TINY = {
     "model.depth": 2,
     "model.width": 32,
@@ -160,16 +163,19 @@ async def test_an_experiment_from_proposal_to_memory_while_everything_is_killed(
             smallest_effect=0.05,
         )
         experiment = proposed["experiment_id"]
-        with anyio.fail_after(600):
-            for round in range(100):
-                answer = await ask(client, "list_experiments", experiment_id=experiment, wait_s=3)
+        moments = random.Random(11)
+        kills = iter(range(KILLS))
+        with anyio.fail_after(800):
+            while True:
+                pause = moments.uniform(0.5, 12.0)
+                answer = await ask(client, "list_experiments", experiment_id=experiment, wait_s=pause)
                 if answer["experiments"][0]["state"] == "done":
                     break
-                if round % 2:
-                    for process in processes_of(lab.root):
+                if (number := next(kills, None)) is not None:
+                    for process in processes_of(lab.root) if number % 2 else ():
                         if "rag.worker" in process.cmdline():
                             process.kill()
-                kill_service(lab, keeper=round % 3 == 0)
+                    kill_service(lab, keeper=number % 3 == 0)
         view = answer["experiments"][0]
         assert view["verdict"] in ("discard", "inconclusive", "keep"), view
         rows = [line for line in lab.results_file.read_text().splitlines() if experiment in line]

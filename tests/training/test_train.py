@@ -18,6 +18,7 @@ from training_support import metrics, module_command, run_folder, small, summary
 
 from training import train as train_module
 from training.checkpoint import open_checkpoint
+from workspace import durable
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
@@ -235,6 +236,8 @@ def test_a_loss_that_is_not_a_number(workspace: Workspace) -> None:
     )
     folder = run_folder(workspace, small())
     failed(folder, 10, "nan", "the loss is nan at step")
+    (alert,) = durable.read_jsonl(folder / "alerts.jsonl")
+    assert (alert["class"], alert["severity"]) == ("nan", "stop")
     assert not (folder / "checkpoints").exists()  # weights that are not numbers are not kept
 
 

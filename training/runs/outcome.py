@@ -107,6 +107,8 @@ def _verdict(end: End, stop: Stop | None, seen: Evidence) -> tuple[str, str | No
             return "failed", "oom", "the system ran out of memory and killed it"
         hint = ", not by the lab; the system's out-of-memory killer does this" if end.signal == "SIGKILL" else ""
         return "failed", "signal", f"killed by {end.signal}{hint}"
+    if end.exit_code == 0 and trainer and _said(seen) != "succeeded":
+        return "failed", "exit", "it ended with exit code 0 but reported no result (summary.json)"
     if end.exit_code == 0:
         return "succeeded", None, None
     return _failed(end.exit_code or 0, trainer, seen)
