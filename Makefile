@@ -10,10 +10,10 @@ demo: $(STAMP)  ## train a model on real text through the MCP server and look at
 	$(BIN)/lab-mcp demo
 
 test: $(STAMP)  ## all quick tests
-	$(BIN)/python -P -m pytest
+	$(BIN)/python -P -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## crash rounds and tests against other real programs
-	$(BIN)/python -P -m pytest -m slow
+	$(BIN)/python -P -m pytest -m slow -n 2 --dist loadfile
 
 check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

@@ -120,7 +120,8 @@ def runs(
     for column in ("run", "state", "name", "started", "seconds", "loss", "val_bpb", "note"):
         table.add_column(column)
     for item in answer["runs"]:
-        progress = item.get("progress") or {}
+        progress = item.get("progress") or item.get("result") or {}
+        loss = progress.get("loss", progress.get("train_loss"))
         note = item.get("failure_class") or item.get("waiting_for") or item.get("reason") or ""
         table.add_row(
             item["run_id"],
@@ -128,7 +129,7 @@ def runs(
             escape(item.get("name") or item["purpose"]),
             (item.get("started_at") or "")[:19],
             _with(item.get("elapsed_s"), "{:.0f}"),
-            "" if progress.get("loss") is None else f"{progress['loss']:.4f}",
+            "" if loss is None else f"{loss:.4f}",
             "" if progress.get("val_bpb") is None else f"{progress['val_bpb']:.4f}",
             escape(note),
         )

@@ -168,7 +168,7 @@ class Demo:
                 if found["state"] == "done":
                     bars.update(bar, completed=1.0, text="done")
                     break
-        self.say(f"{found['verdict']}: {found['sentence']}")
+        self.say(found["sentence"])
         return found
 
     async def search(self, experiment: str) -> None:

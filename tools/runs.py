@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import anyio.to_thread
@@ -13,6 +14,7 @@ from tools.tool import Arguments, Caller, Result, Tool
 from training.runs.records import ENDED, LIVE, RunRecord, RunRequest, State
 from workspace.errors import Refused
 
+RESULT = ("val_bpb", "train_loss", "steps", "tokens_per_s")
 CURVE_POINTS = 20
 ALERT_CHARACTERS = 2_000
 LAST_LINES_CHARACTERS = 3_000
@@ -66,6 +68,9 @@ class RunView(Result):
     waiting_for: str | None = Field(None, description="why it is not running yet")
     progress: dict[str, Any] | None = Field(
         None, description="newest step, loss, val_bpb, tokens_per_s, eta_s; fraction is of the budget"
+    )
+    result: dict[str, float] | None = Field(
+        None, description="of an ended run: val_bpb, train_loss, steps, tokens_per_s"
     )
     failure_class: str | None = Field(None, description="oom, nan, signal, exit, import, data or stalled")
     exit_code: int | None = None
@@ -277,9 +282,15 @@ async def tail_log(lab: Lab, arguments: TailLogArguments, caller: Caller) -> Tai
 
 
 def view(record: RunRecord) -> RunView:
-    own = {"run_id", "experiment_id"}
+    own = {"run_id", "experiment_id", "result"}
+    reported = record.summary or {}
+    result = {name: reported[name] for name in RESULT if _is_number(reported.get(name))}
     values = {name: getattr(record, name) for name in RunView.model_fields.keys() - own}
-    return RunView(run_id=record.id, experiment_id=record.experiment, **values)
+    return RunView(run_id=record.id, experiment_id=record.experiment, result=result or None, **values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 TOOLS: list[Tool[Any, Any]] = [

@@ -131,7 +131,7 @@ def _sample(trainer: Trainer) -> str:
     model, tokenizer = trainer.model, trainer.data.tokenizer
     try:
         with trainer.precision():
-            return generate(model, tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context)
+            return generate(model, tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context, temperature=0.7)
     except Exception as error:  # noqa: BLE001  a recipe's model may take full rows only; its result is not lost for that
         say(f"No sample: {type(error).__name__}: {error}")
         return ""

@@ -41,14 +41,10 @@ print(choose("cpu").peak_memory_bytes())
 )
 def test_the_estimate_is_within_a_third_of_what_is_used(changes: dict[str, object]) -> None:
     config = apply(TrainingConfig(), changes)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", MEASURE, config.model_dump_json()],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    used = int(done.stdout)
+    command = [sys.executable, "-P", "-c", MEASURE, config.model_dump_json()]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    # twice: on a busy machine the allocator now and then keeps half as much again
+    used = min(int(subprocess.check_output(command, env=environment, text=True)) for _ in range(2))
     estimate = size.predict_memory(config, "cpu", low_precision=False).total
     assert 0.67 < estimate / used < 1.5, f"estimated {estimate / 1e6:.0f} MB, used {used / 1e6:.0f} MB"
 
