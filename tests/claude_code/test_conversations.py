@@ -80,6 +80,11 @@ def until(asked: Call, true, give_up_after: int = 60):
     return turn
 
 
+def texts(content: str | list[dict]) -> list[str]:
+    """The text of a message, whichever way it is written."""
+    return [content] if isinstance(content, str) else [block["text"] for block in content if block["type"] == "text"]
+
+
 def test_the_registration_that_init_wrote_connects(claude) -> None:
     waiting = claude.command("mcp", "list")
     assert "lab-mcp mcp" in waiting.stdout and "Pending approval" in waiting.stdout, "the user is asked first"
@@ -95,16 +100,12 @@ def test_the_model_is_told_what_the_lab_is_and_given_the_few_tools_it_always_nee
     model = converse([call("gpu_status")])
     complete(model.results[0])
     request = model.requests[-1]
-    said = "\n".join(
-        block["text"]
-        for message in request["messages"]
-        for block in (message["content"] if isinstance(message["content"], list) else [])
-        if block["type"] == "text"
-    )
+    # a lab that was connected before the first request is told of in a system message, a later one in a reminder
+    said = "\n".join(text for message in request["messages"] for text in texts(message["content"]))
+    loaded = {tool["name"].removeprefix("mcp__lab__"): tool for tool in request["tools"]}
     assert INSTRUCTIONS in said, "whole, not truncated"
     for tool in TOOLS.values():
-        assert f"mcp__lab__{tool.name}" in said, "named, even when its schema is not loaded"
-    loaded = {tool["name"].removeprefix("mcp__lab__"): tool for tool in request["tools"]}
+        assert tool.name in loaded or f"mcp__lab__{tool.name}" in said, "named, even when its schema is not loaded"
     always = {tool.name for tool in TOOLS.values() if (tool.meta or {}).get("anthropic/alwaysLoad")}
     assert always == {name for name in loaded if name in TOOLS}
     for name in always:
