@@ -13,6 +13,22 @@ import psutil
 from workspace import durable
 from workspace.layout import Workspace
 
+# A recipe so small that a run takes seconds.
+TINY = {
+    "model.depth": 2,
+    "model.width": 32,
+    "model.head_dim": 16,
+    "data.vocab_size": 300,
+    "data.context": 32,
+    "data.max_bytes": 60_000,
+    "batch.tokens": 128,
+    "batch.rows": 4,
+    "evaluation.bytes": 2000,
+    "evaluation.quick_bytes": 1000,
+    "evaluation.quick_count": 1,
+    "evaluation.sample_tokens": 8,
+}
+
 
 def processes_of(root: Path) -> list[psutil.Process]:
     """Every process that was started for the workspace at `root` (service, keeper, bridge, worker, supervisor, job)."""

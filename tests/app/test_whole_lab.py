@@ -7,26 +7,12 @@ import random
 import anyio
 import pytest
 from mcp import Client
-from tests_support import kill_service, processes_of
+from tests_support import TINY, kill_service, processes_of
 
 from workspace.layout import Workspace
 
 pytestmark = pytest.mark.anyio
 KILLS = 8
-TINY = {
-    "model.depth": 2,
-    "model.width": 32,
-    "model.head_dim": 16,
-    "data.vocab_size": 300,
-    "data.context": 32,
-    "data.max_bytes": 60_000,
-    "batch.tokens": 128,
-    "batch.rows": 4,
-    "evaluation.bytes": 2000,
-    "evaluation.quick_bytes": 1000,
-    "evaluation.quick_count": 1,
-    "evaluation.sample_tokens": 8,
-}
 
 
 async def ask(client: Client, tool: str, **arguments) -> dict:

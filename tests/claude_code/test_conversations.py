@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from scripted_model import SERVER, Call, Result, ScriptedModel, call
+from tests_support import TINY as TINY_RECIPE
 from tests_support import kill_service, service_pid
 
 from lab_mcp.compose import all_tools
@@ -21,18 +22,7 @@ TYPICAL_ANSWER = 6_000
 RUN = "run-0001"
 TOOLS = {tool.name: tool for tool in all_tools()}
 TINY = {
-    "model.depth": 2,
-    "model.width": 32,
-    "model.head_dim": 16,
-    "data.vocab_size": 300,
-    "data.context": 32,
-    "data.max_bytes": 60_000,
-    "batch.tokens": 128,
-    "batch.rows": 4,
-    "evaluation.bytes": 2000,
-    "evaluation.quick_bytes": 1000,
-    "evaluation.quick_count": 1,
-    "evaluation.sample_tokens": 8,
+    **TINY_RECIPE,
     "budget.kind": "steps",
     "budget.amount": 6,
     "optimizer.matrix_lr": 0.02,
