@@ -21,8 +21,8 @@ from workspace.layout import Workspace
 
 log = logging.getLogger(__name__)
 # what experiment.json holds: what was decided before the first run
-FROZEN = ("id", "key", "hypothesis", "hypothesis_hash", "created_at", "session", "conversation", "budget",
-          "skip_test_run", "rule")  # fmt: skip
+FROZEN = ("id", "key", "hypothesis", "hypothesis_hash", "created_at", "session", "conversation", "campaign",
+          "proposer", "budget", "skip_test_run", "rule")  # fmt: skip
 
 
 def freeze(workspace: Workspace, record: ExperimentRecord) -> None:

@@ -95,12 +95,17 @@ class Experiments:
         conversation: str | None = None,
         skip_test_run: str | None = None,
         key: str | None = None,
+        *,
+        campaign: str | None = None,
+        proposer: str = "assistant",
+        rule: Rule | None = None,
     ) -> ExperimentRecord:
         """Write an experiment down; it runs by itself. Returns at once; the same `key` gives the same experiment.
 
         `budget`: {"kind": "seconds"|"steps", "amount": number} for both arms instead of the recipe's.
-        `skip_test_run`: the reason for going without. Raises `Refused` for a hypothesis that cannot be tested, an
-        unknown setting, a value out of range.
+        `skip_test_run`: the reason for going without. `rule`: how much evidence the verdict needs, if not what the
+        settings say (a campaign divides its error among its experiments). Raises `Refused` for a hypothesis that
+        cannot be tested, an unknown setting, a value out of range.
         """
         checked = hypothesis.parse(claim)
         with self._proposing:
@@ -117,9 +122,11 @@ class Experiments:
                     created_at=clock.now(),
                     session=session,
                     conversation=conversation,
+                    campaign=campaign,
+                    proposer=proposer,
                     budget=dict(budget) if budget is not None else None,
                     skip_test_run=skip_test_run.strip() if skip_test_run else None,
-                    rule=self.rule,
+                    rule=rule or self.rule,
                 )
                 self.ledger.insert(tx, record)
                 self.outbox.post(tx, "experiment.proposed", {"experiment": record.id})
@@ -158,13 +165,18 @@ class Experiments:
         return record
 
     def list(
-        self, limit: int = 20, verdict: str | None = None, text: str | None = None, before: str | None = None
+        self,
+        limit: int = 20,
+        verdict: str | None = None,
+        text: str | None = None,
+        before: str | None = None,
+        campaign: str | None = None,
     ) -> list[ExperimentRecord]:
         """Newest first, without steps and scores. `text`: words that all occur; `before`: an experiment's id."""
         if verdict is not None and verdict not in VERDICTS:
             near = closest(verdict, VERDICTS) or VERDICTS
             raise Refused(f"there is no verdict {verdict[:40]!r}", valid=", ".join(near))
-        return self.ledger.find(limit=max(1, min(limit, 1000)), verdict=verdict, text=text, before=before)
+        return self.ledger.find(limit=max(1, min(limit, 1000)), verdict=verdict, text=text, before=before, campaign=campaign)
 
     def leaderboard(self, limit: int = 10, metric: str = "val_bpb") -> Sequence[ExperimentRecord]:
         """The kept experiments by the mean of their runs, best first."""

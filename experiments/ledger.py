@@ -37,7 +37,15 @@ TABLES = [
     );
     CREATE INDEX scores_controls ON scores (yardstick, machine, at) WHERE role = 'control' AND borrowed = 0;
     CREATE TABLE experiment_facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """,
     """
+    ALTER TABLE experiments ADD COLUMN campaign TEXT;
+    ALTER TABLE experiments ADD COLUMN proposer TEXT;
+    ALTER TABLE experiments ADD COLUMN predicted REAL;
+    ALTER TABLE experiments ADD COLUMN runs INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE experiments ADD COLUMN device_seconds REAL NOT NULL DEFAULT 0;
+    CREATE INDEX experiments_campaign ON experiments (campaign, number) WHERE campaign IS NOT NULL;
+    """,
 ]
 LISTS = {"steps", "scores"}  # kept in their own tables
 Post = Callable[[sqlite3.Connection], object]
@@ -144,13 +152,22 @@ class Ledger:
         return [row["id"] for row in self.database.query("SELECT id FROM experiments ORDER BY number")]
 
     def find(
-        self, *, limit: int, verdict: str | None = None, text: str | None = None, before: str | None = None
+        self,
+        *,
+        limit: int,
+        verdict: str | None = None,
+        text: str | None = None,
+        before: str | None = None,
+        campaign: str | None = None,
     ) -> list[ExperimentRecord]:
         """Newest first, without steps and scores. `text`: all its words occur in statement, change, why or verdict."""
         where, values = ["1"], list[Any]()
         if verdict is not None:
             where.append("verdict = ?")
             values.append(verdict)
+        if campaign is not None:
+            where.append("campaign = ?")
+            values.append(campaign)
         if before is not None:
             where.append("number < ?")
             values.append(number(before, "exp") or 0)
@@ -160,9 +177,37 @@ class Ledger:
         sql = f"SELECT document FROM experiments WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
         return [_parse(row["document"]) for row in self.database.query(sql, [*values, limit])]
 
-    def ended(self) -> list[ExperimentRecord]:
-        """Every experiment with a verdict, oldest first, with scores."""
-        rows = self.database.query("SELECT document FROM experiments WHERE state IN ('record', 'done') ORDER BY number")
+    def of_campaign(self, campaign: str) -> list[ExperimentRecord]:
+        """A campaign's experiments, oldest first, without steps and scores."""
+        rows = self.database.query("SELECT document FROM experiments WHERE campaign = ? ORDER BY number", (campaign,))
+        return [_parse(row["document"]) for row in rows]
+
+    def used(self, campaign: str) -> tuple[int, int, float]:
+        """(experiments, runs of those with a verdict, device-seconds of these runs) of a campaign."""
+        row = self.database.one(
+            "SELECT count(*) AS n, coalesce(sum(runs), 0) AS runs, coalesce(sum(device_seconds), 0) AS seconds"
+            " FROM experiments WHERE campaign = ?",
+            (campaign,),
+        )
+        assert row is not None
+        return int(row["n"]), int(row["runs"]), float(row["seconds"])
+
+    def predictions(self) -> list[tuple[str, float, float, float, float]]:
+        """(proposer, predicted effect, measured effect, low, high) of the experiments that have all of them."""
+        rows = self.database.query(
+            "SELECT proposer, predicted, effect, json_extract(document, '$.numbers.low') AS low,"
+            " json_extract(document, '$.numbers.high') AS high FROM experiments"
+            " WHERE predicted IS NOT NULL AND effect IS NOT NULL AND state IN ('record', 'done') ORDER BY number"
+        )
+        return [(row["proposer"], row["predicted"], row["effect"], row["low"], row["high"]) for row in rows]
+
+    def ended(self, campaign: str | None = None) -> list[ExperimentRecord]:
+        """Every experiment (of a campaign) with a verdict, oldest first, with scores."""
+        rows = self.database.query(
+            "SELECT document FROM experiments WHERE state IN ('record', 'done') AND ? IN (campaign, '*')"
+            " ORDER BY number",
+            (campaign or "*",),
+        )
         scores: dict[str, list[Score]] = {}
         for row in self.database.query("SELECT experiment, document FROM scores ORDER BY at"):
             scores.setdefault(row["experiment"], []).append(Score.model_validate_json(row["document"]))
@@ -246,6 +291,11 @@ def _columns(record: ExperimentRecord) -> dict[str, Any]:
         "yardstick": record.yardstick,
         "created_at": record.created_at,
         "ended_at": record.ended_at,
+        "campaign": record.campaign,
+        "proposer": record.proposer,
+        "predicted": hypothesis.predicted_effect,
+        "runs": len(record.runs),
+        "device_seconds": record.device_seconds,
         "document": record.model_dump_json(exclude=LISTS),
     }
 

@@ -10,7 +10,7 @@ rewritten whole: whoever resumes after a kill finds what was begun.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,6 +222,7 @@ class Machine:
                 "notes": notes,
                 "runs": sorted(run.id for run in made),
                 "seconds": round(sum(run.elapsed_s or 0.0 for run in made), 3),
+                "device_seconds": round(device_seconds(made), 3),
             }
         )
         new_best = None
@@ -341,6 +342,11 @@ class Machine:
         end = gate.log_end(self.workspace.root / run.folder)
         advice = f"{answer.advice}\n\nEnd of {where}'s log:\n\n{gate.as_code(end)}" if end else answer.advice
         return Refusal("crash", answer.sentence, advice, finding)
+
+
+def device_seconds(runs: Iterable[RunRecord]) -> float:
+    """Time of runs, times the devices each held; a run on the CPU holds one."""
+    return sum((run.elapsed_s or 0.0) * max(1, len(run.devices)) for run in runs)
 
 
 def _seed(record: ExperimentRecord, index: int) -> int:

@@ -84,6 +84,8 @@ class ExperimentRecord(Frozen):
     ended_at: str | None = None
     session: str | None = None
     conversation: str | None = None
+    campaign: str | None = None
+    proposer: str = Field("assistant", description="who proposed it, e.g. assistant, optuna/tpe, llm/NAME")
     budget: dict[str, Any] | None = Field(None, description="kind and amount, where the recipe's is overridden")
     skip_test_run: str | None = Field(None, description="why there is no test run")
     rule: Rule = Rule()
@@ -102,6 +104,7 @@ class ExperimentRecord(Frozen):
     yardstick: str | None = Field(None, description="names budget, text and evaluation the scores were taken with")
     runs: list[str] = Field([], description="its own runs, borrowed controls not counted")
     seconds: float = Field(0.0, description="wall-clock seconds of its own runs")
+    device_seconds: float = Field(0.0, description="the same, times the devices each run held (at least one)")
     steps: list[Step] = []
     scores: list[Score] = []
 
