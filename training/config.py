@@ -97,15 +97,20 @@ class BatchConfig(Section):
 
 
 class BudgetConfig(Section):
-    kind: Literal["seconds", "steps"] = Field("seconds", description="what the budget counts")
+    kind: Literal["seconds", "steps", "tokens", "flops"] = Field("seconds", description="what the budget counts")
     amount: float = Field(
-        60.0, gt=0, le=10**9, description="training seconds (start-up, evaluation excluded), or steps"
+        60.0,
+        gt=0,
+        le=1e30,
+        description="training seconds (start-up, evaluation excluded), steps, tokens, or floating-point operations",
     )
 
     @model_validator(mode="after")
-    def _whole_steps(self) -> Self:
-        if self.kind == "steps" and self.amount != int(self.amount):
-            raise ValueError("a budget in steps is a whole number")
+    def _possible(self) -> Self:
+        if self.kind in ("steps", "tokens") and self.amount != int(self.amount):
+            raise ValueError(f"a budget in {self.kind} is a whole number")
+        if self.kind in ("seconds", "steps") and self.amount > 10**9:
+            raise ValueError(f"a budget in {self.kind} is at most 1e9")
         return self
 
 

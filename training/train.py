@@ -89,9 +89,10 @@ def _summary(
     trainer: Trainer, result: Evaluation, recipe_files: dict[str, str], seconds: dict[str, float]
 ) -> dict[str, Any]:
     config, backend, clock = trainer.config, trainer.backend, trainer.clock
-    tokens = clock.steps * config.batch.tokens
+    tokens = clock.tokens
     rate = tokens / clock.seconds
-    peak = backend.peak_flops(trainer.dtype)
+    peak, ceiling = backend.peak_flops(trainer.dtype), trainer.ceiling
+    measured = trainer.canary.peak_flops(trainer.dtype_choice.used)
     return {
         "state": "succeeded",
         "val_bpb": result.val_bpb,
@@ -111,7 +112,10 @@ def _summary(
         "depth": config.model.depth,
         "flops_per_token": trainer.flops_per_token,
         "mfu": trainer.mfu(rate),
+        "mfu_ceiling": None if ceiling is None else {"flops": ceiling.flops, "source": ceiling.source},
+        "mfu_of_canary": None if measured is None else trainer.flops_per_token * rate / measured,
         "peak_flops": None if peak is None else {"flops": peak.flops, "source": peak.source},
+        "canary": trainer.canary.as_json(),
         "sample": _sample(trainer),
         "data": trainer.data.fingerprint,
         "recipe_files": recipe_files,

@@ -7,7 +7,6 @@ import gc
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -16,17 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training import checkpoint, report
-from training.config import TrainingConfig
+from training import canary, checkpoint, report
+from training.budget import Clock
+from training.canary import Canary
 from training.data import PreparedData
 from training.evaluate import Evaluation, evaluate, looks_ahead
 from training.hardware.backend import Backend, Choice
+from training.hardware.peak_flops import Peak
 from training.job import CHECKPOINTS, METRICS, Job
 from training.loader import Rows, TrainingLoader, evaluation_rows
 from training.optim import set_rates
 from training.recipe_code import Builders, RecipeProblem
 from training.report import Reporter, say
 from training.schedule import rates
+from workspace import clock, durable
 from workspace.errors import Refused
 
 SMOOTHING = 0.95  # of the training loss in the summary
@@ -44,26 +46,6 @@ class _Interrupted(Exception):
     """A signal came in the middle of a step or an evaluation."""
 
 
-@dataclass
-class Clock:
-    """Seconds spent on training: loading and steps, without start-up, compiling, evaluations and checkpoints."""
-
-    seconds: float = 0.0
-    steps: int = 0
-
-    def progress(self, config: TrainingConfig) -> float:
-        """The part of the budget that is spent."""
-        spent = self.seconds if config.budget.kind == "seconds" else self.steps
-        return spent / config.budget.amount
-
-    def eta_s(self, config: TrainingConfig) -> float | None:
-        if config.budget.kind == "seconds":
-            return max(0.0, config.budget.amount - self.seconds)
-        if self.steps == 0:
-            return None
-        return (config.budget.amount - self.steps) * self.seconds / self.steps
-
-
 class Trainer:
     """Builds everything a run needs, then `train()`, `final_evaluation()`."""
 
@@ -73,6 +55,7 @@ class Trainer:
         config = self.config
         self.dtype_choice = backend.dtype_choice(config.dtype, job.workspace.cache_dir)
         self.dtype = cast(torch.dtype, getattr(torch, self.dtype_choice.used))
+        self.canary = self._send_canary()
         seconds = config.budget.amount if config.budget.kind == "seconds" else None
         self.compile_choice: Choice = backend.compile_choice(config.compile, seconds)
         torch.manual_seed(config.seed)
@@ -82,12 +65,18 @@ class Trainer:
         ids = data.ids("train")
         self.loader = TrainingLoader(ids, config.data.context, data.tokenizer.bos, config.seed)
         self.byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths())
-        self.clock = Clock()
+        self.clock = Clock(self.config, self.flops_per_token)
         self.smooth_loss = 0.0
         self.warm_up_seconds = 0.0
         self.reporter = self._reporter()
         self._quick_done = 0
         self._saved_at = time.monotonic()
+
+    def _send_canary(self) -> Canary:
+        """Measure the machine before the model is on it; the record is in the run's folder from the start."""
+        result = canary.measure(self.backend.device, canary.length_s(self.config), self.backend.synchronize)
+        durable.write_json(self.job.folder / canary.FILE, {"time": clock.now()} | result.as_json())
+        return result
 
     # -- the run --
 
@@ -103,7 +92,7 @@ class Trainer:
         gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
         self._saved_at = time.monotonic()
         try:
-            while self.clock.progress(self.config) < 1:
+            while self.clock.progress < 1:
                 self._one_step()
                 self._between_steps()
         except _Interrupted:
@@ -117,7 +106,7 @@ class Trainer:
         if self.stop_requested:
             raise _Interrupted
         due = self.reporter.is_due()
-        progress = self.clock.progress(self.config)
+        progress = self.clock.progress
         step_rates = rates(self.config, progress)
         before = self.loader.state_dict()
         started = time.perf_counter()
@@ -138,7 +127,7 @@ class Trainer:
         if not math.isfinite(value):
             raise NotANumber(f"the loss is {value} at step {self.clock.steps}")
         self.smooth_loss = SMOOTHING * self.smooth_loss + (1 - SMOOTHING) * value
-        done = self.clock.progress(self.config)
+        done = self.clock.progress
         if due or done >= 1:
             self._report_step(value, grad_norm, step_rates.lr, took, done)
 
@@ -202,7 +191,7 @@ class Trainer:
     # -- evaluation and checkpoints --
 
     def _between_steps(self) -> None:
-        progress = self.clock.progress(self.config)
+        progress = self.clock.progress
         count = self.config.evaluation.quick_count
         if self._quick_done < count and (self._quick_done + 1) / (count + 1) <= progress < 1:
             result = self._evaluate(self.quick_rows)
@@ -280,7 +269,7 @@ class Trainer:
         found.load_model(self.model)
         found.load_optimizer(self.optimizer)
         self.loader.load_state_dict(found.state["loader"])
-        self.clock = Clock(found.state["training_seconds"], found.step)
+        self.clock.seconds, self.clock.steps = found.state["training_seconds"], found.step
         self._quick_done, self.smooth_loss = found.state["quick_done"], found.state["smooth_loss"]
         report.drop_after(self.job.folder / METRICS, found.step)
         say(f"resumed from {found.folder.name} after {self.clock.seconds:.1f} s of training")
@@ -313,10 +302,16 @@ class Trainer:
             return float(told)
         return float(sum(6 * m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear)))
 
+    @cached_property
+    def ceiling(self) -> Peak | None:
+        """What MFU is a part of: the device's peak where a data sheet gives it, else what the canary measured."""
+        known = self.backend.peak_flops(self.dtype)
+        measured = self.canary.peak_flops(self.dtype_choice.used)
+        return known or (None if measured is None else Peak(measured, "measured by the canary"))
+
     def mfu(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs utilisation, 0..1; None where the device's peak is not known."""
-        peak = self.backend.peak_flops(self.dtype)
-        return None if peak is None else self.flops_per_token * tokens_per_s / peak.flops
+        """Model FLOPs utilisation, a part of `ceiling`; None where there is none."""
+        return None if self.ceiling is None else self.flops_per_token * tokens_per_s / self.ceiling.flops
 
     def _report_step(self, loss: float, grad_norm: float | None, lr: float, took: float, progress: float) -> None:
         tokens = self.config.batch.tokens
@@ -333,7 +328,7 @@ class Trainer:
             "memory_bytes": self.backend.memory_now_bytes(),
             "progress": round(progress, 5),
         }
-        self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s(self.config))
+        self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s())
 
     def _reporter(self) -> Reporter:
         cpu = self.backend.kind == "cpu"

@@ -113,23 +113,23 @@ def test_an_unknown_format_has_no_peak() -> None:
 
 def test_bfloat16_is_not_even_tried_without_units_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_precision, "_bfloat16_units", lambda: None)
-    monkeypatch.setattr(cpu_precision, "_seconds", lambda dtype: pytest.fail("it was"))
+    monkeypatch.setattr(cpu_precision, "_gflops", lambda dtype: pytest.fail("it was"))
     assert choose("cpu").dtype_choice("auto").used == "float32"
     assert choose("cpu").dtype_choice("bfloat16").used == "bfloat16"
 
 
-@pytest.mark.parametrize(("bfloat16_s", "used"), [(0.5, "bfloat16"), (0.9, "float32"), (400.0, "float32")])
+@pytest.mark.parametrize(("bfloat16_gflops", "used"), [(200.0, "bfloat16"), (110.0, "float32"), (0.3, "float32")])
 def test_bfloat16_must_pay_and_is_measured_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bfloat16_s: float, used: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bfloat16_gflops: float, used: str
 ) -> None:
     asked: list[Any] = []
 
-    def seconds(dtype: torch.dtype) -> float:
+    def gflops(dtype: str) -> float:
         asked.append(dtype)
-        return bfloat16_s if dtype == torch.bfloat16 else 1.0
+        return bfloat16_gflops if dtype == "bfloat16" else 100.0
 
     monkeypatch.setattr(cpu_precision, "_bfloat16_units", lambda: "AMX")
-    monkeypatch.setattr(cpu_precision, "_seconds", seconds)
+    monkeypatch.setattr(cpu_precision, "_gflops", gflops)
     first = choose("cpu").dtype_choice("auto", tmp_path)
     assert first == choose("cpu").dtype_choice("auto", tmp_path)
     assert first.used == used and "measured" in first.reason
@@ -137,7 +137,7 @@ def test_bfloat16_must_pay_and_is_measured_once(
 
 
 def test_the_probe_measures_something() -> None:
-    assert 0 < cpu_precision._seconds(torch.float32) < 60
+    assert cpu_precision._gflops("float32") > 0
 
 
 @pytest.mark.parametrize(("budget", "used"), [(60.0, "off"), (3600.0, "on"), (None, "off")])

@@ -68,7 +68,10 @@ def test_a_run_from_start_to_summary(workspace: Workspace) -> None:
     assert float(values["val_bpb"]) == pytest.approx(end["val_bpb"], abs=1e-6)
     assert end["steps"] == 40 and end["tokens"] == 40 * 256
     assert end["parameters"]["total"] == sum(w.numel() for w in weights(folder).values())
-    assert end["mfu"] is None  # nobody knows a CPU's peak
+    assert end["peak_flops"] is None  # nobody knows a CPU's peak, so what the canary measured is the ceiling
+    assert end["mfu_ceiling"]["source"] == "measured by the canary"
+    assert 0 < end["mfu"] == end["mfu_of_canary"]
+    assert end["canary"].items() <= json.loads((folder / "canary.json").read_text()).items()
     assert end["val_bpb"] < 3.5 and end["train_loss"] < 5.0  # a uniform guess: 5.7 nats a token
     assert end["compile"]["used"] == "off" and end["compile"]["reason"]
 

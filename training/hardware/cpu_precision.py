@@ -1,4 +1,4 @@
-"""Does bfloat16 pay on this CPU? Asked of the instruction set first and then of a stopwatch, once per machine.
+"""Does bfloat16 pay on this CPU? Asked of the instruction set first and then of the canary, once per machine.
 
 Without bfloat16 units the products are emulated, and a backward pass can be hundreds of times slower than in float32.
 """
@@ -6,32 +6,32 @@ Without bfloat16 units the products are emulated, and a backward pass can be hun
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from training.canary import product_gflops
 from training.hardware.cpu import model_name
-from workspace import durable
+from workspace import clock, durable
 
-SIZE = 512
 PAYS_ABOVE = 1.3  # bfloat16 must be this much faster to be worth its lost precision
+MEASURED_S = 0.4  # for each format
 
 
 def bfloat16_pays(cache_dir: Path | None = None) -> tuple[bool, str]:
-    """Whether to train in bfloat16 on this CPU, and why; the measurement is kept in `cache_dir`."""
+    """Whether to train in bfloat16 on this CPU, and why; the first measurement is kept in `cache_dir` and stays."""
     units = _bfloat16_units()
     if units is None:
         return False, "this CPU has no bfloat16 units (AMX, AVX-512 BF16 or Arm BF16)"
     file = None if cache_dir is None else cache_dir / f"cpu-bfloat16-{_machine()}.json"
     known: Any = durable.read_json(file) if file is not None else None
     if known is None:
-        known = {"float32_s": _seconds(torch.float32), "bfloat16_s": _seconds(torch.bfloat16)}
+        known = {name: _gflops(name) for name in ("float32", "bfloat16")}
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_json(file, known)
-    ratio = known["float32_s"] / known["bfloat16_s"]
+            durable.write_json(file, {"cpu": model_name(), "measured_at": clock.now()} | known)
+    ratio = known["bfloat16"] / known["float32"]
     return ratio >= PAYS_ABOVE, f"measured: bfloat16 is {ratio:.2f} times as fast as float32 ({units})"
 
 
@@ -47,17 +47,10 @@ def _bfloat16_units() -> str | None:
 
 
 def _machine() -> str:
-    what = f"{torch.__version__} {torch.get_num_threads()} {torch.backends.cpu.get_cpu_capability()}"
-    return hashlib.sha256(f"{what} {model_name()}".encode()).hexdigest()[:16]
+    what = f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()} {model_name()}"
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """Best of three: forward and backward of a product of SIZE x SIZE matrices."""
-    a = torch.randn(SIZE, SIZE, dtype=dtype, requires_grad=True)
-    b = torch.randn(SIZE, SIZE, dtype=dtype, requires_grad=True)
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        torch.autograd.backward((a @ b).sum())
-        best = min(best, time.perf_counter() - started)
-    return best
+def _gflops(dtype: str) -> float:
+    """10^9 operations a second of a product with its backward pass; 0 when there is none."""
+    return product_gflops(torch.device("cpu"), dtype, MEASURED_S) or 0.0
