@@ -189,7 +189,7 @@ class Preflight:
 
 
 def with_budget(config: TrainingConfig, budget: Mapping[str, Any] | None) -> TrainingConfig:
-    """`config` with another budget, {"kind": "seconds"|"steps", "amount": number}."""
+    """`config` with another budget, {"kind": "seconds"|"steps"|"tokens"|"flops", "amount": number}."""
     if budget is None:
         return config
     return apply(config, {f"budget.{key}": value for key, value in budget.items()}, source="budget")

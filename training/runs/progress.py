@@ -19,9 +19,11 @@ def progress(folder: Path, budget: dict[str, Any] | None, elapsed_s: float | Non
     """step, fraction, loss, val_bpb, tokens_per_s, eta_s as far as they are known; None before the first metrics."""
     found: dict[str, Any] = {}
     trained_s: float | None = None
+    told: float | None = None  # by the trainer: the part of a budget in tokens or FLOPs
     for number, record in enumerate(_from_end(folder / "metrics.jsonl")):
         if number == 0:
             trained_s = _number(record.get("elapsed_s"))
+        told = _number(record.get("progress")) if told is None else told
         for name in SHOWN:
             if name not in found and _number(record.get(name)) is not None:
                 found[name] = record[name]
@@ -29,14 +31,15 @@ def progress(folder: Path, budget: dict[str, Any] | None, elapsed_s: float | Non
             break
     if not found:
         return None
-    done = None
+    fraction = None
     if budget and budget.get("amount"):
-        done = found.get("step") if budget.get("kind") == "steps" else trained_s
-    if budget and done is not None:
-        fraction = min(1.0, float(done) / float(budget["amount"]))
+        done = {"steps": found.get("step"), "seconds": trained_s}.get(str(budget.get("kind")))
+        fraction = told if done is None else float(done) / float(budget["amount"])
+    if budget and fraction is not None:
+        fraction = min(1.0, fraction)
         found["fraction"] = round(fraction, 4)
         if budget.get("kind") == "seconds":
-            found["eta_s"] = round(max(0.0, float(budget["amount"]) - float(done)), 1)
+            found["eta_s"] = round(max(0.0, float(budget["amount"]) * (1 - fraction)), 1)
         elif fraction > 0 and (trained_s or elapsed_s):
             found["eta_s"] = round(float(trained_s or elapsed_s or 0) * (1 - fraction) / fraction, 1)
     return found
