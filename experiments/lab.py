@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import folder, hypothesis, preflight, results
+from experiments import folder, hypothesis, preflight
 from experiments.fingerprints import ChildFingerprint
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
@@ -22,8 +22,9 @@ from experiments.overview import Overview, survey
 from experiments.ports import Device, Fingerprinter, MemoryPort, NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal
 from experiments.record import MEASURING, VERDICTS, ExperimentRecord
+from experiments.results import Results
 from experiments.verdict import SEEDS, Rule
-from training.config import apply, load_recipe
+from training.config import TrainingConfig, apply, load_recipe, read_recipe
 from workspace import clock
 from workspace.database import Database
 from workspace.errors import LabError, Refused, Unavailable, closest, unknown
@@ -61,16 +62,19 @@ class Experiments:
         self.database = database
         self.outbox = outbox
         self.runs = runs
+        self.memory = memory
         self.rule = rule or rule_of(settings.experiments)
         self.slots = slots or max(1, settings.runs.max_concurrent)
         self.ledger = Ledger(database)
         self.ledger.restore(folder.read_all(workspace, self.ledger.ids()))
+        self.results = Results(workspace, self.ledger)
         self.ids = Ids(database, "exp", workspace.experiments_dir)
         self.lineage = Lineage(workspace, settings.git.prefix)
         find = device or (lambda: _device(settings))
         self.machine = Machine(
             workspace=workspace,
             ledger=self.ledger,
+            results=self.results,
             outbox=outbox,
             lineage=self.lineage,
             preflight=Preflight(self.lineage, self.ledger, fingerprint or ChildFingerprint(workspace), memory, find),
@@ -102,7 +106,7 @@ class Experiments:
     ) -> ExperimentRecord:
         """Write an experiment down; it runs by itself. Returns at once; the same `key` gives the same experiment.
 
-        `budget`: {"kind": "seconds"|"steps", "amount": number} for both arms instead of the recipe's.
+        `budget`: {"kind": "seconds"|"steps"|"tokens"|"flops", "amount": number} for both arms instead of the recipe's.
         `skip_test_run`: the reason for going without. `rule`: how much evidence the verdict needs, if not what the
         settings say (a campaign divides its error among its experiments). Raises `Refused` for a hypothesis that
         cannot be tested, an unknown setting, a value out of range.
@@ -187,6 +191,24 @@ class Experiments:
         """What is best, what runs, what waits, what was learnt last, what to do next."""
         return survey(self.ledger, self.runs, self._waits_for)
 
+    def starting_point(self) -> tuple[TrainingConfig, str, dict[str, Any]]:
+        """What the next experiment starts from: its settings, the user's recipe it goes back to, [search_space]."""
+        parent = self.lineage.parent(self.ledger.best())
+        recipe_dir = self.lineage.materialise(parent.commit)
+        space = read_recipe(recipe_dir).get("search_space", {})
+        return load_recipe(recipe_dir), parent.base, space if isinstance(space, dict) else {}
+
+    def passages(self, query: str) -> list[dict[str, str]]:
+        """What the memory holds near `query`: experiments and papers. Empty while it is away."""
+        if self.memory is None:
+            return []
+        try:
+            hits = self.memory.search(query[:500], kinds=["experiment", "paper"], limit=6).hits
+        except LabError as error:
+            log.info("nothing was looked up for a proposal: %s", error)
+            return []
+        return [{"id": h.id, "kind": h.kind, "title": h.title, "quote": h.quote} for h in hits]
+
     def busy(self) -> bool:
         """Is any experiment under way?"""
         return bool(self.ledger.open())
@@ -243,10 +265,6 @@ class Experiments:
         self._failures.pop(record.id)
         what = str(error) if refused else f"the lab failed at {record.state} ({type(error).__name__})"
         return self.machine.give_up(record, Refusal("invalid", f"Invalid: {what}"))
-
-    def rewrite_results(self) -> None:
-        """Write results.tsv anew from the ledger."""
-        results.write(self.workspace, self.ledger.ended())
 
 
 def rule_of(settings: ExperimentSettings) -> Rule:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import folder, gate, results
+from experiments import folder, gate
 from experiments.controls import borrowed_controls, noise_history
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.ports import NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal, configuration, trailers
 from experiments.record import Arm, Best, ExperimentRecord, Score, Step, VerdictName
+from experiments.results import Results
 from experiments.verdict import SEEDS, Role, Verdict, judge, ready_for_look, seed_of, wanted
 from training.config import RECIPE_NAME, TrainingConfig
 from training.runs.records import LIVE, Purpose, RunRecord, RunRequest
@@ -41,6 +42,7 @@ class Machine:
 
     workspace: Workspace
     ledger: Ledger
+    results: Results
     outbox: Outbox
     lineage: Lineage
     preflight: Preflight
@@ -102,7 +104,10 @@ class Machine:
     def _test_config(self, arm: Arm) -> TrainingConfig:
         config = configuration(arm, TEST_SEED)
         amount = config.budget.amount * self.test_fraction
-        amount = max(1, round(amount)) if config.budget.kind == "steps" else min(amount, LONGEST_TEST_S)
+        if config.budget.kind == "seconds":
+            amount = min(amount, LONGEST_TEST_S)
+        elif config.budget.kind != "flops":
+            amount = max(1, round(amount))
         return config.model_copy(update={"budget": config.budget.model_copy(update={"amount": float(amount)})})
 
     def _gate(self, record: ExperimentRecord) -> ExperimentRecord:
@@ -243,7 +248,7 @@ class Machine:
             patch = self.lineage.patch(record.parent.commit, record.commit)
             if record.is_best and self.lineage.point("best", record.commit, only_if_free=True) is None:
                 notes.append("The branch of the best recipe is checked out somewhere, so it was not moved.")
-        results.write(self.workspace, self.ledger.ended())
+        self.results.write()
         try:
             self._tell(record)
         except LabError as error:

@@ -1,14 +1,30 @@
-"""results.tsv: one row per experiment with a verdict, autoresearch's columns first. A view of the ledger."""
+"""results.tsv: one row per experiment with a verdict, autoresearch's columns first. A view of the ledger.
+
+A row is rendered once, when its experiment has a verdict, and kept in lab.db: replacing the file then costs little
+more than writing it, however many experiments there are.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable
 
+from experiments.ledger import Ledger
 from experiments.record import ExperimentRecord
 from workspace import durable
+from workspace.ids import number
 from workspace.layout import Workspace
 
+FORMAT = 2  # raise when a column or a cell changes: every row is then rendered anew
+TABLES = [
+    """
+    CREATE TABLE results_rows (
+      experiment TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, format INTEGER NOT NULL, row TEXT NOT NULL
+    );
+    CREATE INDEX results_rows_format ON results_rows (format, experiment)
+    """
+]
 GIBI = 2**30
 STATUS = {"keep": "keep", "crash": "crash"}  # autoresearch knows keep, discard, crash
 
@@ -52,6 +68,8 @@ COLUMNS: dict[str, Callable[[ExperimentRecord], str]] = {
     "ended_at": lambda r: r.ended_at or "",
     "hypothesis_hash": lambda r: r.hypothesis_hash[:16],
     "sentence": lambda r: r.sentence or "",
+    "campaign": lambda r: r.campaign or "",
+    "proposer": lambda r: r.proposer,
 }
 
 
@@ -61,12 +79,40 @@ def escape(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", "", text)
 
 
-def render(records: Iterable[ExperimentRecord]) -> str:
-    lines = ["\t".join(COLUMNS)]
-    lines += ["\t".join(escape(column(record)) for column in COLUMNS.values()) for record in records]
-    return "\n".join(lines) + "\n"
+def row(record: ExperimentRecord) -> str:
+    """One experiment's line, without its end."""
+    return "\t".join(escape(column(record)) for column in COLUMNS.values())
 
 
-def write(workspace: Workspace, records: Iterable[ExperimentRecord]) -> None:
-    """Replace results.tsv."""
-    durable.write_text(workspace.results_file, render(records))
+class Results:
+    """results.tsv of a workspace."""
+
+    def __init__(self, workspace: Workspace, ledger: Ledger) -> None:
+        self.file = workspace.results_file
+        self.ledger = ledger
+        self.database = ledger.database
+        self.database.migrate("results", TABLES)
+        self._writing = threading.Lock()  # whoever reads the rows last must also write them last
+
+    def write(self) -> None:
+        """Replace the file, atomically and durably, with a row for every experiment that has a verdict."""
+        with self._writing:
+            self._render()
+            rows = self.database.query("SELECT row FROM results_rows ORDER BY number")
+            lines = ["\t".join(COLUMNS), *(found["row"] for found in rows)]
+            durable.write_text(self.file, "\n".join(lines) + "\n")
+
+    def _render(self) -> None:
+        """Bring the kept rows up to date; usually that is the one of the experiment that has just ended."""
+        missing = self.database.query(
+            "SELECT id FROM experiments WHERE state IN ('record', 'done')"
+            " AND id NOT IN (SELECT experiment FROM results_rows WHERE format = ?)",
+            (FORMAT,),
+        )
+        for start in range(0, len(missing), 500):
+            records = [self.ledger.get(found["id"]) for found in missing[start : start + 500]]
+            with self.database.transaction() as tx:
+                tx.executemany(
+                    "INSERT OR REPLACE INTO results_rows VALUES (?, ?, ?, ?)",
+                    [(r.id, number(r.id, "exp"), FORMAT, row(r)) for r in records if r is not None],
+                )
