@@ -25,7 +25,9 @@ ATTEMPTS = 6  # to have one request answered, each with a service brought back i
 PASSIVE_POLL_S = 0.5
 INTERNAL_ERROR = -32603
 LISTEN = "subscriptions/listen"
-NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"} | dict.fromkeys(
+    ("tasks/get", "tasks/cancel", "tasks/update"), "taskId"
+)
 
 Message = dict[str, Any]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mcp import Client, StdioServerParameters
@@ -51,14 +52,16 @@ def connect(lab: Workspace) -> Connect:
     """`async with connect(mode) as client`: a real client over a real bridge, as Claude Code starts it."""
 
     @contextlib.asynccontextmanager
-    async def opened(mode: str = "auto", *, conversation: str | None = None) -> AsyncIterator[Client]:
+    async def opened(
+        mode: str = "auto", *, conversation: str | None = None, **client_options: Any
+    ) -> AsyncIterator[Client]:
         environment = {**os.environ, "LAB_WORKSPACE": str(lab.root)}
         if conversation:
             environment["CLAUDE_CODE_SESSION_ID"] = conversation
         server = StdioServerParameters(
             command=sys.executable, args=["-P", "-m", "lab_mcp", "mcp"], env=environment, cwd=str(lab.root)
         )
-        async with Client(stdio_client(server), mode=mode) as client:
+        async with Client(stdio_client(server), mode=mode, **client_options) as client:
             yield client
 
     return opened

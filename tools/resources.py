@@ -207,7 +207,11 @@ def complete(lab: Lab, template: str, argument: str, value: str) -> list[str]:
         raise unknown("resource template", template, [a.uri for a in TEMPLATES])
     if argument != address.argument or address.ids is None:
         raise unknown("argument", argument, [address.argument or ""])
-    ids = address.ids(lab)
+    return fitting(address.ids(lab), value)
+
+
+def fitting(ids: Sequence[str], value: str) -> list[str]:
+    """Those that begin with `value`, then those that contain it, each in the order given."""
     beginning = [known for known in ids if known.startswith(value)]
     return beginning + [known for known in ids if value in known and not known.startswith(value)]
 

@@ -200,7 +200,7 @@ class WaitForRunResult(RunView):
 async def wait_for_run(lab: Lab, arguments: WaitForRunArguments, caller: Caller) -> WaitForRunResult:
     async def on_progress(record: RunRecord) -> None:
         fraction = (record.progress or {}).get("fraction")
-        await caller.progress(fraction or 0.0, 1.0, _progress_line(record))
+        await caller.progress(fraction or 0.0, 1.0, progress_line(record))
 
     record = await lab.runs.wait(arguments.run_id, arguments.timeout_s, on_progress)
     ended = record.state not in LIVE
@@ -224,7 +224,7 @@ async def wait_for_run(lab: Lab, arguments: WaitForRunArguments, caller: Caller)
     )
 
 
-def _progress_line(record: RunRecord) -> str:
+def progress_line(record: RunRecord) -> str:
     parts = [f"{record.id} {record.state}"]
     if record.waiting_for:
         parts.append(f"waiting for {record.waiting_for}")

@@ -1,13 +1,15 @@
-"""The MCP server over the tools: the only module that speaks the protocol's types. Serves both eras, any transport."""
+"""The MCP server over tools, resources and prompts. Serves both eras, any transport.
+
+With `reading` and `tasks` the only module that speaks the protocol's types.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio.to_thread
 import mcp.types as types
@@ -15,18 +17,26 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged
-from mcp.shared.exceptions import MCPError
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
-from tools import resources
+from tools import consent
+from tools.handles import HANDLES, Handle
 from tools.lab import Lab
-from tools.tool import Caller, Tool, Tools, no_lab
-from workspace.errors import LabError, NotFound
+from tools.reading import Reading
+from tools.tasks import Tasks
+from tools.tool import Caller, Tool, Tools
+from workspace.errors import LabError
 
 # Headers by which the bridge tells what stdio alone would not.
 CONVERSATION_HEADER = "lab-conversation"
 KEY_HEADER = "lab-request-key"
+CONSENT = "consent"
+CONSENT_FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {"go_ahead": {"type": "boolean", "title": "Go ahead", "default": False}},
+    "required": ["go_ahead"],
+}
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 INSTRUCTIONS = """\
 lab-mcp is the user's AI research lab on this machine: it trains models on the GPU or CPU that is here, watches the \
@@ -70,11 +80,14 @@ class LabServer(Server[Any]):
         extensions: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
         changing = notification_options or NotificationOptions(resources_changed=True)
-        return super().create_initialization_options(changing, experimental_capabilities, extensions)
+        # extensions belong to the newer era, whose clients ask server/discover
+        return super().create_initialization_options(changing, experimental_capabilities, extensions or {})
 
 
-def build_server(tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTIONS) -> LabServer:
-    """A low-level MCP server over `tools` and resources; with `lab` None every tool answers how to make a lab."""
+def build_server(
+    tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTIONS, handles: Mapping[str, Handle] = HANDLES
+) -> LabServer:
+    """A low-level MCP server over tools, resources and prompts; with `lab` None all answer how to make a lab."""
     listed = [describe(tool) for tool in tools]
     schemas = {tool.name: tool.input_schema for tool in listed}
 
@@ -85,13 +98,17 @@ def build_server(tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTI
 
     async def call_tool(
         context: ServerRequestContext[Any], params: types.CallToolRequestParams
-    ) -> types.CallToolResult:
+    ) -> types.CallToolResult | types.InputRequiredResult | dict[str, Any]:
+        if lab is not None and (pending := await _consent(tools, lab, context, params)) is not None:
+            return pending
         result = await answer(tools, lab, params.name, params.arguments, _caller(context))
-        if not result.is_error and not tools[params.name].read_only:
-            await bus.publish(ResourcesListChanged())  # to every client of the newer era
-            await context.session.send_resource_list_changed()  # to this one, when it is of the older
-        return result
+        if result.is_error or tools[params.name].read_only:
+            return result
+        await bus.publish(ResourcesListChanged())  # to every client of the newer era
+        await context.session.send_resource_list_changed()  # to this one, when it is of the older
+        return await tasks.begun(context, params.name, result.structured_content) or result
 
+    tasks = Tasks(lab, handles)
     bus = InMemorySubscriptionBus()
     listening = ListenHandler(bus)
     server = LabServer(
@@ -101,84 +118,39 @@ def build_server(tools: Tools, lab: Lab | None, *, instructions: str = INSTRUCTI
         instructions=instructions,
         get_tool_input_schema=schemas.get,
         on_list_tools=list_tools,
-        on_call_tool=call_tool,
+        on_call_tool=call_tool,  # type: ignore[arg-type]  # a task is a dict: the SDK has no type for it yet
         on_subscriptions_listen=listening,
-        **_resource_handlers(lab),
+        **Reading(lab).handlers(),
     )
     server.listening = listening
+    tasks.serve(server)
     return server
 
 
-def _resource_handlers(lab: Lab | None) -> dict[str, Any]:
-    """The `on_...` arguments of the server that concern resources. What does not exist is -32602, with the closest."""
-
-    async def list_resources(
-        context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
-    ) -> types.ListResourcesResult:
-        found = [] if lab is None else await _asked("resources/list", lambda: list(resources.listed(lab)))
-        return types.ListResourcesResult(resources=[types.Resource(**asdict(item)) for item in found])
-
-    async def list_templates(
-        context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
-    ) -> types.ListResourceTemplatesResult:
-        shown = [
-            types.ResourceTemplate(
-                uri_template=address.uri,
-                name=address.name,
-                title=address.title,
-                description=address.description,
-                mime_type=address.mime_type,
-            )
-            for address in resources.TEMPLATES
-        ]
-        return types.ListResourceTemplatesResult(resource_templates=shown)
-
-    async def read_resource(
-        context: ServerRequestContext[Any], params: types.ReadResourceRequestParams
-    ) -> types.ReadResourceResult:
-        text, mime_type = await _asked(params.uri, lambda: resources.read(_present(lab), params.uri))
-        content = types.TextResourceContents(uri=params.uri, mime_type=mime_type, text=text)
-        return types.ReadResourceResult(contents=[content])
-
-    async def complete(context: ServerRequestContext[Any], params: types.CompleteRequestParams) -> types.CompleteResult:
-        if not isinstance(params.ref, types.ResourceTemplateReference):
-            raise MCPError(types.INVALID_PARAMS, "only resource templates are completed here; there is no such prompt")
-        template, argument = params.ref.uri, params.argument
-        found = await _asked(
-            template, lambda: resources.complete(_present(lab), template, argument.name, argument.value)
-        )
-        shown = found[: resources.MOST_COMPLETIONS]
-        return types.CompleteResult(
-            completion=types.Completion(values=shown, total=len(found), has_more=len(found) > len(shown))
-        )
-
-    return {
-        "on_list_resources": list_resources,
-        "on_list_resource_templates": list_templates,
-        "on_read_resource": read_resource,
-        "on_completion": complete,
-    }
-
-
-def _present(lab: Lab | None) -> Lab:
-    if lab is None:
-        raise no_lab()
-    return lab
-
-
-async def _asked(uri: str, work: Callable[[], T]) -> T:
-    """`work` in a thread; a refusal becomes a protocol error, because a resource has no other."""
+async def _consent(
+    tools: Tools, lab: Lab, context: ServerRequestContext[Any], params: types.CallToolRequestParams
+) -> types.CallToolResult | types.InputRequiredResult | None:
+    """Ask the user where lab.toml wants it: the question (newer era), a refusal, or None to go ahead."""
     try:
-        return await anyio.to_thread.run_sync(work)
-    except NotFound as error:
-        raise MCPError(types.INVALID_PARAMS, str(error), {"uri": uri}) from error
-    except LabError as error:
-        raise MCPError(types.INTERNAL_ERROR, str(error), {"uri": uri}) from error
-    except Exception as error:  # the boundary to the wire, as for tools
-        log.exception("resource %s failed", uri)
-        raise MCPError(
-            types.INTERNAL_ERROR, f"reading failed inside the lab; look at .lab/service.log ({uri})"
-        ) from error
+        checked = tools[params.name].check(params.arguments or {})
+    except LabError:
+        return None  # it is refused with the whole explanation
+    asked = await anyio.to_thread.run_sync(consent.question, lab, params.name, checked)
+    if asked is None:
+        return None
+    capabilities = context.session.client_capabilities
+    if capabilities is None or capabilities.elicitation is None:
+        return _error(str(consent.refused(params.name, "none")))
+    if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        reply = (params.input_responses or {}).get(CONSENT)
+        if reply is None:
+            form = types.ElicitRequestFormParams(message=asked, requested_schema=CONSENT_FORM)
+            return types.InputRequiredResult(input_requests={CONSENT: types.ElicitRequest(params=form)})
+    else:
+        reply = await context.session.elicit_form(asked, CONSENT_FORM, related_request_id=context.request_id)
+    action = getattr(reply, "action", "cancel")
+    agreed = action == "accept" and (getattr(reply, "content", None) or {}).get("go_ahead") is True
+    return None if agreed else _error(str(consent.refused(params.name, "decline" if action == "accept" else action)))
 
 
 async def answer(

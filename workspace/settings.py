@@ -36,9 +36,37 @@ class RunSettings(Section):
     max_concurrent: int = Field(0, ge=0, le=64, description="runs at once; 0 = one per accelerator, or one on a CPU")
     time_limit_hours: float = Field(24.0, gt=0, le=24 * 31, description="wall-clock limit of a run that names none")
     grace_seconds: float = Field(20.0, ge=0, le=600, description="time between TERM and KILL when a run is stopped")
+    ask_above_hours: float = Field(
+        0.0, ge=0, description="ask the user before a call that may use the machine for longer; 0 = never ask"
+    )
     python: str = Field(
         "", description="interpreter for your own scripts; empty = the workspace's .venv, else the lab's own"
     )
+
+
+Policy = Literal["off", "note", "warn", "stop"]
+
+
+class AlertSettings(Section):
+    """What each rule does: nothing, a note, a warning (`wait_for_run` returns for it), or it stops the run."""
+
+    nan: Policy = Field("warn", description="the loss is NaN or infinite")
+    loss_flat: Policy = Field("warn", description="the loss does not fall, although it should")
+    loss_rising: Policy = Field("warn", description="the loss rises and stays high")
+    overfitting: Policy = Field("warn", description="validation grows worse while the training loss falls")
+    throughput_falling: Policy = Field("warn", description="far fewer tokens a second than before")
+    memory_growing: Policy = Field("warn", description="memory grows step by step")
+    utilisation_low: Policy = Field("warn", description="a GPU of the run is used by less than 70 %")
+    imbalance: Policy = Field("warn", description="one GPU of the run works, another hardly does")
+    stalled: Policy = Field("warn", description="no step for many times the usual time")
+    thermal: Policy = Field("warn", description="heat holds a GPU's clock down")
+    compile_fell_back: Policy = Field("note", description="torch.compile could not be used")
+    disk_filling: Policy = Field("warn", description="the disk is full soon")
+    oom: Policy = Field("stop", description="it ended for lack of memory; here and below stop says that it ended")
+    signal: Policy = Field("stop", description="something outside the lab killed it")
+    data: Policy = Field("stop", description="a file it needs is missing")
+    credential: Policy = Field("stop", description="a credential was refused or has expired")
+    import_error: Policy = Field("stop", description="a module it imports is missing or broken")
 
 
 class ServiceSettings(Section):
@@ -55,6 +83,34 @@ class ExperimentSettings(Section):
     replicates: int = Field(3, ge=2, le=20, description="baseline replicates from which noise is measured")
     confirmations: int = Field(2, ge=1, le=20, description="candidate runs before a keep is possible")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence of the interval a verdict is read from")
+
+
+class ProposerSettings(Section):
+    """The language model a campaign may ask. Off by default: what it is asked holds results, notes and papers."""
+
+    api: Literal["off", "anthropic", "openai"] = Field(
+        "off", description="anthropic: the Messages API; openai: any server that speaks it (Ollama, vLLM, ...)"
+    )
+    url: str = Field("", description="of the server; empty = https://api.anthropic.com, or Ollama on this machine")
+    model: str = Field("", description="name of the model")
+    key_variable: str = Field(
+        "ANTHROPIC_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$|^$",
+        description="environment variable that holds the API key; it is never stored. Empty = the server wants none",
+    )
+    claude_code: bool = Field(False, description="may campaigns ask Claude Code (headless, with reading tools only)?")
+    claude_command: str = Field("claude", min_length=1, description="the command of Claude Code")
+    patches: bool = Field(False, description="may a model change recipe/*.py, not only settings?")
+    price_input: float = Field(0.0, ge=0, description="money for a million tokens of questions")
+    price_output: float = Field(0.0, ge=0, description="money for a million tokens of answers")
+    spending_cap: float = Field(0.0, ge=0, description="money one campaign may spend on answers; 0 = its budget only")
+    requests_per_minute: float = Field(10.0, gt=0, le=10_000, description="questions a minute, at most")
+    timeout_seconds: float = Field(300.0, gt=0, le=3600, description="how long one answer may take")
+    answer_tokens: int = Field(8000, ge=256, le=200_000, description="longest answer")
+
+
+class CampaignSettings(Section):
+    gpu_hour_price: float = Field(0.0, ge=0, description="money a GPU-hour costs, for budgets in money")
 
 
 class RagSettings(Section):
@@ -87,8 +143,11 @@ class Settings(BaseSettings):
 
     hardware: HardwareSettings = HardwareSettings()
     runs: RunSettings = RunSettings()
+    alerts: AlertSettings = AlertSettings()
     service: ServiceSettings = ServiceSettings()
     experiments: ExperimentSettings = ExperimentSettings()
+    campaigns: CampaignSettings = CampaignSettings()
+    proposer: ProposerSettings = ProposerSettings()
     rag: RagSettings = RagSettings()
     network: NetworkSettings = NetworkSettings()
     git: GitSettings = GitSettings()

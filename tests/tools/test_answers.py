@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from tools import bounds
 from tools.lab import Lab
 from tools.tool import Caller
 from training.runs.records import RunRequest
-from workspace.layout import Workspace
 
 pytestmark = pytest.mark.anyio
 TALKATIVE = """
@@ -26,14 +24,6 @@ for n in range(10):
     print("z" * 3_000)
 raise RuntimeError("w" * 900)
 """
-
-
-@pytest.fixture
-def opened(lab: Workspace) -> Iterator[Lab]:
-    """The lab's parts in this process, without a service."""
-    parts = compose.build_lab(lab, {"pid": 0, "url": "", "started_at": "", "version": "0"})
-    yield parts
-    compose.stop(parts)
 
 
 async def ask(lab: Lab, tool: str, **arguments: Any) -> dict[str, Any]:

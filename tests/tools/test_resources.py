@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 
 import anyio
 import anyio.to_thread
@@ -33,14 +32,6 @@ TEMPLATES = {
     "lab://experiments/{experiment_id}": "experiment_id",
     "lab://sessions/{session_id}": "session_id",
 }
-
-
-@pytest.fixture
-def opened(lab: Workspace) -> Iterator[Lab]:
-    """The lab's parts in this process, without a service."""
-    parts = compose.build_lab(lab, {"pid": 0, "url": "", "started_at": "", "version": "0"})
-    yield parts
-    compose.stop(parts)
 
 
 @pytest.fixture

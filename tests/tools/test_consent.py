@@ -1,0 +1,118 @@
+"""Asking before much compute is spent: both eras, every answer, and clients that cannot ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mcp import Client
+from mcp.types import ElicitRequestParams, ElicitResult
+
+from lab_mcp import compose
+from tools.lab import Lab
+from tools.server import build_server
+from workspace import settings
+
+pytestmark = pytest.mark.anyio
+ERAS = ["legacy", "auto"]
+LONG = {"overrides": {"budget.kind": "seconds", "budget.amount": 7200}}
+EXPERIMENT = {
+    "statement": "Halving optimizer.matrix_lr lowers val_bpb because the loss oscillates late",
+    "change": {"optimizer.matrix_lr": 0.02},
+    "metric": "val_bpb",
+    "direction": "lower",
+    "smallest_effect": 0.01,
+    "budget_kind": "seconds",
+}
+
+
+class User:
+    """Answers a form; remembers what was asked."""
+
+    def __init__(self, action: str, content: dict[str, Any] | None = None) -> None:
+        self.answer = ElicitResult(action=action, content=content)
+        self.asked: list[str] = []
+
+    async def __call__(self, context: object, params: ElicitRequestParams) -> ElicitResult:
+        self.asked.append(params.message)
+        return self.answer
+
+
+@pytest.fixture
+def careful(opened: Lab) -> Lab:
+    """A lab whose user wants to be asked above one hour."""
+    file = opened.workspace.settings_file
+    file.write_text("[runs]\nask_above_hours = 1\n")
+    opened.settings = settings.load(file)
+    return opened
+
+
+async def call(lab: Lab, era: str, user: User | None, tool: str, arguments: dict[str, Any]) -> Any:
+    async with Client(build_server(compose.all_tools(), lab), mode=era, elicitation_callback=user) as client:
+        return await client.call_tool(tool, arguments)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_yes_starts_the_run(careful: Lab, era: str) -> None:
+    user = User("accept", {"go_ahead": True})
+    result = await call(careful, era, user, "start_training", LONG)
+    assert not result.is_error and result.structured_content["run_id"] == "run-0001"
+    assert user.asked == ["start_training may use the machine for 2 hours (you are asked above 1). Go ahead?"]
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(
+    ("user", "told"),
+    [
+        (User("decline"), "the user said no"),
+        (User("cancel"), "did not answer"),
+        (User("accept", {"go_ahead": False}), "the user said no"),
+        (User("accept"), "the user said no"),
+        (None, "cannot ask"),
+    ],
+)
+async def test_anything_else_starts_nothing_and_says_what_would(
+    careful: Lab, era: str, user: User | None, told: str
+) -> None:
+    result = await call(careful, era, user, "start_training", LONG)
+    assert result.is_error and told in result.content[0].text and "ask_above_hours" in result.content[0].text
+    assert careful.runs.list() == []
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_short_work_and_reading_are_not_asked_about(careful: Lab, era: str) -> None:
+    user = User("decline")
+    short = {"overrides": {"budget.kind": "seconds", "budget.amount": 60}}
+    assert not (await call(careful, era, user, "start_training", short)).is_error
+    assert not (await call(careful, era, user, "list_runs", {})).is_error
+    assert user.asked == []
+
+
+async def test_a_call_that_is_refused_anyway_is_not_asked_about(careful: Lab) -> None:
+    user = User("accept", {"go_ahead": True})
+    wrong = await call(careful, "auto", user, "start_training", {"overrides": {"budget.amount": -1}})
+    assert wrong.is_error and user.asked == []
+
+
+async def test_scripts_and_several_devices_count_by_their_limit(careful: Lab) -> None:
+    (careful.workspace.root / "job.py").write_text("print(1)\n")
+    user = User("decline")
+    await call(careful, "auto", user, "start_training", {"script": "job.py"})
+    await call(careful, "auto", user, "start_training", {"script": "job.py", "time_limit_hours": 0.5})
+    await call(careful, "auto", user, "start_training", {"script": "job.py", "time_limit_hours": 0.5, "gpu_count": 4})
+    assert [asked.split("for ")[1].split(" hours")[0] for asked in user.asked] == ["24", "2"]
+
+
+async def test_an_experiment_counts_every_run_it_may_need(careful: Lab) -> None:
+    user = User("decline")
+    assert not (
+        await call(careful, "auto", user, "propose_and_run_experiment", EXPERIMENT | {"budget_amount": 60})
+    ).is_error
+    refused = await call(careful, "auto", user, "propose_and_run_experiment", EXPERIMENT | {"budget_amount": 1800})
+    assert refused.is_error and len(user.asked) == 1
+
+
+async def test_nobody_is_asked_unless_the_user_wants_it(opened: Lab) -> None:
+    user = User("decline")
+    assert not (await call(opened, "auto", user, "start_training", LONG)).is_error
+    assert user.asked == []
