@@ -120,7 +120,7 @@ class CampaignRecord(Frozen):
     budget: Budget
     proposer: ProposerName
     settings: dict[str, Any] = Field({}, description="of the proposer: sampler, model")
-    run_budget: dict[str, Any] | None = Field(None, description="kind and amount of every run, if not the recipe's")
+    planned: int | None = Field(None, description="experiments it was meant for when it began; extending keeps it")
     seed: int = 0
     created_at: str
     ended_at: str | None = None

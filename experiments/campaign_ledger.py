@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,10 @@ class CampaignLedger:
     def create(self, make_id: Callable[[sqlite3.Connection], str], record: CampaignRecord) -> CampaignRecord:
         """Store a new campaign under an id given out in the same transaction, with its first step."""
         with self.database.transaction() as tx:
-            made = record.model_copy(update={"id": make_id(tx)})
-            made = made.model_copy(update={"steps": [CampaignStep(name="started", at=made.created_at)]})
+            name = make_id(tx)
+            begun = [CampaignStep(name="started", at=record.created_at)]
+            # another campaign, other draws
+            made = record.model_copy(update={"id": name, "seed": number(name, KIND) or 0, "steps": begun})
             self._insert(tx, made)
             self.outbox.post(tx, "campaign.changed", {"campaign": made.id, "step": 0})
         self._mirror(made)
@@ -59,7 +61,9 @@ class CampaignLedger:
     def step(
         self, record: CampaignRecord, name: str, why: str = "", data: dict[str, Any] | None = None, **changes: Any
     ) -> CampaignRecord:
-        """Store what happened to a campaign, and the fields it changes."""
+        """Store what happened to a campaign, and the fields it changes; with `state`, `why` is the reason for it."""
+        if "state" in changes:
+            changes["why"] = why
         with self.database.transaction() as tx:
             row = tx.execute("SELECT document FROM campaigns WHERE id = ?", (record.id,)).fetchone()
             now = CampaignRecord.model_validate_json(row["document"])
@@ -73,7 +77,7 @@ class CampaignLedger:
         self._mirror(changed)
         return changed
 
-    def ask(self, campaign: CampaignRecord, proposal: Proposal) -> None:
+    def ask(self, proposal: Proposal) -> None:
         """Write down that the next proposal is being asked for."""
         with self.database.transaction() as tx:
             self._insert_proposal(tx, proposal)
@@ -127,17 +131,17 @@ class CampaignLedger:
         row = self.database.one("SELECT document FROM campaigns WHERE key = ?", (key,))
         return None if row is None else CampaignRecord.model_validate_json(row["document"])
 
-    def list(self, state: str | None = None, limit: int = 20) -> list[CampaignRecord]:
+    def list(self, state: str | None = None, limit: int = 20) -> Sequence[CampaignRecord]:
         """Newest first."""
         rows = self.database.query(
             "SELECT document FROM campaigns WHERE ? IN (state, '') ORDER BY number DESC LIMIT ?", (state or "", limit)
         )
         return [CampaignRecord.model_validate_json(row["document"]) for row in rows]
 
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         return [row["id"] for row in self.database.query("SELECT id FROM campaigns ORDER BY number")]
 
-    def proposals(self, campaign: str, last: int | None = None) -> list[Proposal]:
+    def proposals(self, campaign: str, last: int | None = None) -> Sequence[Proposal]:
         """A campaign's proposals, oldest first; of the `last` ones only, if that is given."""
         rows = self.database.query(
             "SELECT document FROM proposals WHERE campaign = ? ORDER BY number DESC LIMIT ?",

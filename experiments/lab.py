@@ -102,13 +102,13 @@ class Experiments:
         *,
         campaign: str | None = None,
         proposer: str = "assistant",
-        rule: Rule | None = None,
+        planned: int | None = None,
     ) -> ExperimentRecord:
         """Write an experiment down; it runs by itself. Returns at once; the same `key` gives the same experiment.
 
         `budget`: {"kind": "seconds"|"steps"|"tokens"|"flops", "amount": number} for both arms instead of the recipe's.
-        `skip_test_run`: the reason for going without. `rule`: how much evidence the verdict needs, if not what the
-        settings say (a campaign divides its error among its experiments). Raises `Refused` for a hypothesis that
+        `skip_test_run`: the reason for going without. `planned`: how many experiments the campaign is meant
+        for. Raises `Refused` for a hypothesis that
         cannot be tested, an unknown setting, a value out of range.
         """
         checked = hypothesis.parse(claim)
@@ -130,7 +130,7 @@ class Experiments:
                     proposer=proposer,
                     budget=dict(budget) if budget is not None else None,
                     skip_test_run=skip_test_run.strip() if skip_test_run else None,
-                    rule=rule or self.rule,
+                    rule=self.rule,
                 )
                 self.ledger.insert(tx, record)
                 self.outbox.post(tx, "experiment.proposed", {"experiment": record.id})
@@ -180,7 +180,9 @@ class Experiments:
         if verdict is not None and verdict not in VERDICTS:
             near = closest(verdict, VERDICTS) or VERDICTS
             raise Refused(f"there is no verdict {verdict[:40]!r}", valid=", ".join(near))
-        return self.ledger.find(limit=max(1, min(limit, 1000)), verdict=verdict, text=text, before=before, campaign=campaign)
+        return self.ledger.find(
+            limit=max(1, min(limit, 1000)), verdict=verdict, text=text, before=before, campaign=campaign
+        )
 
     def leaderboard(self, limit: int = 10, metric: str = "val_bpb") -> Sequence[ExperimentRecord]:
         """The kept experiments by the mean of their runs, best first."""
@@ -198,7 +200,7 @@ class Experiments:
         space = read_recipe(recipe_dir).get("search_space", {})
         return load_recipe(recipe_dir), parent.base, space if isinstance(space, dict) else {}
 
-    def passages(self, query: str) -> list[dict[str, str]]:
+    def passages(self, query: str) -> Sequence[dict[str, str]]:
         """What the memory holds near `query`: experiments and papers. Empty while it is away."""
         if self.memory is None:
             return []

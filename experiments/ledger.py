@@ -177,10 +177,24 @@ class Ledger:
         sql = f"SELECT document FROM experiments WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?"
         return [_parse(row["document"]) for row in self.database.query(sql, [*values, limit])]
 
-    def of_campaign(self, campaign: str) -> list[ExperimentRecord]:
-        """A campaign's experiments, oldest first, without steps and scores."""
-        rows = self.database.query("SELECT document FROM experiments WHERE campaign = ? ORDER BY number", (campaign,))
-        return [_parse(row["document"]) for row in rows]
+    def of_campaign(self, campaign: str, last: int | None = None) -> list[ExperimentRecord]:
+        """A campaign's experiments (the `last` ones), oldest first, without steps and scores."""
+        rows = self.database.query(
+            "SELECT document FROM experiments WHERE campaign = ? ORDER BY number DESC LIMIT ?",
+            (campaign, -1 if last is None else last),
+        )
+        return [_parse(row["document"]) for row in reversed(rows)]
+
+    def since_keep(self, campaign: str) -> tuple[int, int]:
+        """How many experiments of a campaign were measured to a verdict: in all, and since the last keep."""
+        row = self.database.one(
+            "SELECT count(*) AS n, coalesce(sum(number > (SELECT coalesce(max(number), 0) FROM experiments"
+            " WHERE campaign = ?1 AND verdict = 'keep')), 0) AS since FROM experiments"
+            " WHERE campaign = ?1 AND state IN ('record', 'done') AND verdict IN ('keep', 'discard', 'inconclusive')",
+            (campaign,),
+        )
+        assert row is not None
+        return int(row["n"]), int(row["since"])
 
     def used(self, campaign: str) -> tuple[int, int, float]:
         """(experiments, runs of those with a verdict, device-seconds of these runs) of a campaign."""
@@ -203,10 +217,9 @@ class Ledger:
 
     def ended(self, campaign: str | None = None) -> list[ExperimentRecord]:
         """Every experiment (of a campaign) with a verdict, oldest first, with scores."""
+        of_one, values = (" AND campaign = ?", (campaign,)) if campaign else ("", ())
         rows = self.database.query(
-            "SELECT document FROM experiments WHERE state IN ('record', 'done') AND ? IN (campaign, '*')"
-            " ORDER BY number",
-            (campaign or "*",),
+            f"SELECT document FROM experiments WHERE state IN ('record', 'done'){of_one} ORDER BY number", values
         )
         scores: dict[str, list[Score]] = {}
         for row in self.database.query("SELECT experiment, document FROM scores ORDER BY at"):
@@ -224,10 +237,12 @@ class Ledger:
         )
         return [self._whole(row["document"]) for row in rows]
 
-    def counts(self) -> dict[str, int]:
-        """Experiments by verdict."""
+    def counts(self, campaign: str | None = None) -> dict[str, int]:
+        """Experiments (of a campaign) by verdict."""
+        of_one, values = (" AND campaign = ?", (campaign,)) if campaign else ("", ())
         rows = self.database.query(
-            "SELECT verdict, count(*) AS n FROM experiments WHERE state IN ('record', 'done') GROUP BY 1"
+            f"SELECT verdict, count(*) AS n FROM experiments WHERE state IN ('record', 'done'){of_one} GROUP BY 1",
+            values,
         )
         return {row["verdict"]: row["n"] for row in rows}
 

@@ -13,6 +13,7 @@ import re
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,7 @@ class Lineage:
     def __init__(self, workspace: Workspace, prefix: str = "lab") -> None:
         self.workspace = workspace
         self._wished = prefix
+        self._laying_out = threading.Lock()  # two threads would take each other's temporary files for leftovers
         self._contents: dict[str, dict[str, tuple[bytes, bool]]] = {}  # commit -> recipe/, to spare asking git again
 
     # -- what there is ------------------------------------------------------------------------------------------------
@@ -87,6 +89,10 @@ class Lineage:
 
     def materialise(self, commit: str) -> Path:
         """A folder that holds recipe/ exactly as committed (and nothing else but Python's caches)."""
+        with self._laying_out:
+            return self._materialise(commit)
+
+    def _materialise(self, commit: str) -> Path:
         folder = self.workspace.worktrees_dir / commit / "recipe"
         folder.mkdir(parents=True, exist_ok=True)
         if commit not in self._contents:

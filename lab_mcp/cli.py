@@ -165,10 +165,12 @@ def shell_init(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] =
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 2, never a traceback."""
-    from lab_mcp import cli_memory, cli_runs
+    from lab_mcp import cli_campaign, cli_memory, cli_results, cli_runs
 
     cli_runs.register(app)
     cli_memory.register(app)
+    cli_campaign.register(app)
+    cli_results.register(app)
     try:
         app(prog_name="lab-mcp")
     except LabError as error:

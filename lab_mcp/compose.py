@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from experiments.campaigns import Campaigns
 from experiments.lab import Experiments
+from experiments.proposers.choose import proposers
 from lab_mcp.documenting import Documenting
 from rag.client import Memory
 from sessions.notebook import Notebook
+from tools import campaigns as campaign_tools
 from tools import experiments as experiment_tools
 from tools import hardware as hardware_tools
 from tools import memory as memory_tools
@@ -33,6 +36,7 @@ def all_tools() -> Tools:
             *hardware_tools.TOOLS,
             *run_tools.TOOLS,
             *experiment_tools.TOOLS,
+            *campaign_tools.TOOLS,
             *memory_tools.TOOLS,
             *notebook_tools.TOOLS,
         ]
@@ -50,6 +54,7 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
     on_end = interpreter.python_command("lab_mcp", "wake", "--workspace", str(workspace.root))
     runs = Runs(workspace, settings, database, outbox, on_end=on_end)
     memory = Memory(workspace, settings)
+    experiments = Experiments(workspace, settings, database, outbox, runs, memory, notebook)
     return Lab(
         workspace=workspace,
         settings=settings,
@@ -60,7 +65,15 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
         runs=runs,
         memory=memory,
         notebook=notebook,
-        experiments=Experiments(workspace, settings, database, outbox, runs, memory, notebook),
+        experiments=experiments,
+        campaigns=Campaigns(
+            workspace,
+            database,
+            outbox,
+            experiments,
+            proposers(workspace, settings),
+            gpu_hour_price=settings.campaigns.gpu_hour_price,
+        ),
         service=service,
     )
 
@@ -74,13 +87,15 @@ def rounds(lab: Lab) -> list[Round]:
     return [
         [lab.runs.tick, lambda: lab.outbox.drain(documenting.notebook_round)],
         [lab.experiments.tick],
+        [lab.campaigns.tick],
         [lambda: lab.outbox.drain(documenting.memory_round)],
     ]
 
 
 def is_busy(lab: Lab) -> bool:
-    """True while a run or an experiment is under way or something is to be documented: the service stays then."""
-    return lab.experiments.busy() or bool(lab.runs.list(states=LIVE, limit=1)) or bool(lab.outbox.pending())
+    """True while a run, an experiment or a campaign is under way or something is to be documented: it stays then."""
+    going_on = lab.campaigns.busy() or lab.experiments.busy()
+    return going_on or bool(lab.runs.list(states=LIVE, limit=1)) or bool(lab.outbox.pending())
 
 
 def start(lab: Lab) -> None:

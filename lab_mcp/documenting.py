@@ -25,6 +25,7 @@ class Documenting:
             "run.ended": self._run_ended,
             "experiment.proposed": lambda message: None,
             "experiment.ended": self._experiment_ended,
+            "campaign.changed": self._campaign_changed,
             "note.written": self._note_written,
         }
         self.memory_round: Mapping[str, Handler] = {"remember": self._remember}
@@ -47,6 +48,19 @@ class Documenting:
 
     def _experiment_ended(self, message: Message) -> None:
         self._post_remember("experiment", message.payload["experiment"])
+
+    def _campaign_changed(self, message: Message) -> None:
+        campaign, position = message.payload["campaign"], message.payload["step"]
+        record = self.lab.campaigns.get(campaign)
+        step = record.steps[position]
+        text = f"{campaign} ({record.goal}) {step.name}" + (f": {step.why}" if step.why else "") + "."
+        if step.name == "ended":
+            view = self.lab.campaigns.look(campaign)
+            verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(view.counts.items()))
+            text += f" Experiments: {verdicts or 'none'}. " + (f"Best: {view.best}. " if view.best else "")
+        self.lab.notebook.event(
+            record.conversation, text.strip(), key=f"{campaign}/step/{position}", session=record.session
+        )
 
     def _note_written(self, message: Message) -> None:
         self._post_remember("note", message.payload["entry"])

@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 from pydantic import Field
 
+from experiments.campaign_view import CampaignView
 from experiments.folder import report_page
 from experiments.overview import Line
 from experiments.record import ExperimentRecord
@@ -41,7 +42,10 @@ class ProposeArguments(Arguments):
     smallest_saving: float | None = Field(None, gt=0, lt=1, description="non_inferiority: a fraction, 0.05 by default")
     category: str | None = Field(None, max_length=60, description="e.g. optimizer, schedule, architecture")
     repeat_of: str | None = Field(None, max_length=40, description="the experiment this repeats on purpose")
-    budget_kind: Literal["seconds", "steps"] | None = Field(None, description="of each run, instead of the recipe's")
+    campaign_id: str | None = Field(None, max_length=40, description="the campaign whose budget it uses")
+    budget_kind: Literal["seconds", "steps", "tokens", "flops"] | None = Field(
+        None, description="of each run, instead of the recipe's"
+    )
     budget_amount: float | None = Field(None, gt=0)
     skip_test_run: str | None = Field(None, max_length=400, description="a reason, recorded; normally leave it out")
     idempotency_key: str | None = Field(
@@ -54,6 +58,7 @@ class ExperimentView(Result):
     state: str = Field(description="proposed, preflight, ready, test_run, gate, measuring, verdict, record or done")
     verdict: Verdict | None = None
     sentence: str | None = Field(None, description="the verdict in plain words")
+    campaign_id: str | None = None
     statement: str
     change: str
     metric: str
@@ -72,7 +77,7 @@ class ProposeResult(ExperimentView):
 
 
 async def propose_and_run_experiment(lab: Lab, arguments: ProposeArguments, caller: Caller) -> ProposeResult:
-    own = {"budget_kind", "budget_amount", "skip_test_run", "idempotency_key"}
+    own = {"budget_kind", "budget_amount", "skip_test_run", "idempotency_key", "campaign_id"}
     claim = arguments.model_dump(exclude=own, exclude_none=True)
     budget = {"kind": arguments.budget_kind, "amount": arguments.budget_amount}
     given = {name: value for name, value in budget.items() if value is not None} or None
@@ -83,6 +88,7 @@ async def propose_and_run_experiment(lab: Lab, arguments: ProposeArguments, call
             conversation=caller.conversation,
             skip_test_run=arguments.skip_test_run,
             key=caller.key,
+            **(lab.campaigns.admit(arguments.campaign_id) if arguments.campaign_id else {}),
         )
     )
     return ProposeResult(
@@ -97,6 +103,7 @@ class ListExperimentsArguments(Arguments):
     wait_s: float = Field(0.0, ge=0, le=300, description="with experiment_id: wait for its end at most this long")
     verdict: Verdict | None = None
     text: str | None = Field(None, max_length=200, description="words that all occur in hypothesis or change")
+    campaign_id: str | None = Field(None, max_length=40)
     best: bool = Field(False, description="the leaderboard of kept experiments instead of the newest")
     limit: int = Field(10, ge=1, le=50)
     before: str | None = Field(None, max_length=40, description="older than this id (from `more`)")
@@ -118,7 +125,11 @@ async def list_experiments(lab: Lab, arguments: ListExperimentsArguments, caller
     else:
         found = await anyio.to_thread.run_sync(
             lambda: lab.experiments.list(
-                limit=arguments.limit, verdict=arguments.verdict, text=arguments.text, before=arguments.before
+                limit=arguments.limit,
+                verdict=arguments.verdict,
+                text=arguments.text,
+                before=arguments.before,
+                campaign=arguments.campaign_id,
             )
         )
     shown = bounds.first([view(record) for record in found], bounds.RESULT_CHARACTERS - 200)
@@ -137,7 +148,7 @@ async def _one(lab: Lab, experiment: str, wait_s: float, caller: Caller) -> List
         record = await anyio.to_thread.run_sync(lab.experiments.get, experiment)
         if not record.open or time.monotonic() >= deadline:
             break
-        line = f"{record.id} {record.state}, {_scored(record)}"
+        line = f"{record.id} {record.state}, {scored(record)}"
         if line != told:
             told = line
             await caller.progress(_fraction(record), 1.0, line)
@@ -152,7 +163,7 @@ async def _one(lab: Lab, experiment: str, wait_s: float, caller: Caller) -> List
     )
 
 
-def _scored(record: ExperimentRecord) -> str:
+def scored(record: ExperimentRecord) -> str:
     return f"{len(record.scored('candidate'))} candidate and {len(record.scored('control'))} control runs scored"
 
 
@@ -170,6 +181,7 @@ def view(record: ExperimentRecord) -> ExperimentView:
         state=record.state,
         verdict=record.verdict,
         sentence=record.sentence,
+        campaign_id=record.campaign,
         statement=record.hypothesis.statement,
         change=record.hypothesis.describe_change(),
         metric=record.hypothesis.metric,
@@ -190,6 +202,7 @@ class LabOverviewArguments(Arguments):
 class LabOverviewResult(Result):
     hardware: str
     running: list[str] = Field(description="runs that run or wait now")
+    campaigns: list[CampaignView] = Field([], description="campaigns that run or are paused")
     best: Line | None = Field(None, description="the recipe kept last; absent = nothing was kept yet")
     experiments_running: list[Line]
     experiments_waiting: list[Line]
@@ -203,6 +216,7 @@ async def lab_overview(lab: Lab, arguments: LabOverviewArguments, caller: Caller
     found = await anyio.to_thread.run_sync(lab.experiments.overview)
     noted = await anyio.to_thread.run_sync(lab.notebook.latest, "Next steps")
     live = await anyio.to_thread.run_sync(lambda: lab.runs.list(states=LIVE, limit=20))
+    campaigns = [c for c in await anyio.to_thread.run_sync(lab.campaigns.list, 5) if c.state != "ended"]
     under_way, waiting = (bounds.first(lines, 3_000) for lines in (found.running, found.queue))
     left_out = len(found.running) + len(found.queue) - len(under_way) - len(waiting)
     if left_out:
@@ -210,6 +224,7 @@ async def lab_overview(lab: Lab, arguments: LabOverviewArguments, caller: Caller
     return LabOverviewResult(
         hardware=summary(lab.hardware.latest()),
         running=[f"{run.id} {run.state} {run.name}".strip() for run in live],
+        campaigns=campaigns[:2],
         best=found.best,
         experiments_running=under_way,
         experiments_waiting=waiting,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.campaigns import Campaigns
 from experiments.lab import Experiments
 from rag.client import Memory
 from sessions.notebook import Notebook
@@ -29,4 +30,5 @@ class Lab:
     memory: Memory
     notebook: Notebook
     experiments: Experiments
+    campaigns: Campaigns
     service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in

@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments_bench import BETTER, TINY, WORSE, Bench
-from scripted_runs import ScriptedRuns
+from experiments_bench import BETTER, TINY, WORSE, Bench, Bomb, Killed
 from users_repository import git, untouchable
 
-from experiments.ledger import Ledger
-from experiments.lineage import Lineage
-from sessions.notebook import Notebook
-from workspace import durable
-
 CLAIMS = {"keep": BETTER, "discard": WORSE, "undecided": TINY}
-
-
-class Killed(BaseException):
-    """The process is gone: nothing after this line was done."""
-
-
-class Bomb:
-    """Counts every effect on the world, before and after, and kills at one of them."""
-
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
-        self.at, self.count = at, 0
-        for owner, name in [
-            (durable, "write_bytes"), (Lineage, "_run"), (ScriptedRuns, "start"), (ScriptedRuns, "stop"),
-            (Ledger, "advance"), (Ledger, "add_scores"), (Ledger, "insert"), (Notebook, "event"),
-        ]:  # fmt: skip
-            patch.setattr(owner, name, self._around(getattr(owner, name)))
-
-    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
-            self._tick()
-            answer = function(*arguments, **named)
-            self._tick()
-            return answer
-
-        return counted
-
-    def _tick(self) -> None:
-        self.count += 1
-        if self.count == self.at:
-            raise Killed
 
 
 def outcome(bench: Bench) -> dict[str, Any]:

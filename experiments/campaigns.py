@@ -1,0 +1,382 @@
+"""The campaigns of one workspace: experiments one after another without anybody there.
+
+A campaign is a state machine like an experiment: what is to be done next follows from what is stored, and doing it
+twice does no harm. Proposal n of a campaign is asked for once, its answer is stored before it is acted upon, and the
+experiment it becomes carries the key `camp-0001/n`. `tick` is called about twice a second; asking a model may take
+minutes, so it has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments import hypothesis
+from experiments.breaker import barren, same_crash, stagnant
+from experiments.campaign import PROPOSERS, Budget, CampaignRecord, Proposal, ProposerName, Spent
+from experiments.campaign_ledger import KIND, CampaignLedger
+from experiments.campaign_view import CampaignView, hours, view
+from experiments.lab import Experiments
+from experiments.machine import device_seconds
+from experiments.proposers.port import Answer, Exhausted, Malformed, Proposer, Question
+from experiments.record import ExperimentRecord
+from training.runs.records import RunRecord
+from workspace import clock
+from workspace.database import Database
+from workspace.errors import NotFound, Refused, Unavailable, closest, unknown
+from workspace.ids import Ids
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # between tries, while a model or something else is away
+FAILURES = 5  # in a row, through an error of the lab's own, after which a campaign is paused
+LOOK_BACK = 12  # experiments looked at to see whether to go on
+LONGEST_PROGRAM = 8000  # characters of program.md a model is given
+log = logging.getLogger(__name__)
+
+
+class Campaigns:
+    """See the module. `proposers`: by name; `gpu_hour_price`: money one GPU-hour costs."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        database: Database,
+        outbox: Outbox,
+        experiments: Experiments,
+        proposers: Mapping[str, Callable[[CampaignRecord], Proposer]],
+        *,
+        gpu_hour_price: float = 0.0,
+    ) -> None:
+        self.workspace = workspace
+        self.experiments = experiments
+        self.proposers = proposers
+        self.gpu_hour_price = gpu_hour_price
+        folder = workspace.experiments_dir / "campaigns"
+        self.ledger = CampaignLedger(database, outbox, folder)
+        self.ids = Ids(database, KIND, folder)
+        self._changing = threading.Lock()
+        self._ticking = threading.Lock()
+        self._failures: dict[str, int] = {}
+        self._pauses: dict[str, tuple[float, float]] = {}  # campaign -> monotonic time of the next try, last pause
+        self._waits_for: dict[str, str] = {}  # campaign -> what is missing, in words
+
+    # -- asking for something -----------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        goal: str,
+        budget: Budget,
+        *,
+        metric: str = "val_bpb",
+        direction: str = "lower",
+        smallest_effect: float = 0.005,
+        proposer: str = "optuna",
+        settings: Mapping[str, Any] | None = None,
+        session: str | None = None,
+        conversation: str | None = None,
+        key: str | None = None,
+    ) -> CampaignRecord:
+        """Begin a campaign; it goes on by itself. The same `key` gives the same campaign.
+
+        Raises `Refused` without a budget, while another one runs, or when its proposer cannot work here.
+        """
+        with self._changing:
+            if key is not None and (earlier := self.ledger.by_key(key)) is not None:
+                return earlier
+            self._only_one()
+            budget.check()
+            if budget.money and not (self.gpu_hour_price or proposer in ("llm", "hybrid", "claude-code")):
+                raise Refused(
+                    "nothing this campaign does has a price, so a budget in money would never be used up",
+                    fix="set [campaigns] gpu_hour_price in lab.toml, or name hours or experiments",
+                )
+            name = _proposer(proposer)
+            claim = hypothesis.example({"metric": metric, "direction": direction, "smallest_effect": smallest_effect})
+            checked = hypothesis.parse({**claim, "metric": metric, "direction": direction,
+                                        "smallest_effect": smallest_effect})  # fmt: skip
+            now = clock.now()
+            record = CampaignRecord(
+                id=KIND,
+                key=key,
+                goal=" ".join(goal.split()) or f"{direction} {metric}",
+                metric=checked.metric,
+                direction=checked.direction,
+                smallest_effect=checked.smallest_effect,
+                budget=budget,
+                proposer=name,
+                settings=dict(settings or {}),
+                planned=budget.experiments,
+                created_at=now,
+                session=session,
+                conversation=conversation,
+            )
+            if name != "assistant":
+                first = Proposal(campaign=KIND, number=1, state="asked", asked_at=now)
+                self.proposers[name](record).check(self._question(record, first))
+            return self.ledger.create(self.ids.allocate, record)
+
+    def pause(self, campaign: str, why: str = "asked to") -> CampaignRecord:
+        """No further experiment begins; the one under way is finished."""
+        with self._changing:
+            record = self.get(campaign)
+            if record.state != "running":
+                raise Refused(f"{campaign} is {record.state} already", fix="nothing to do")
+            return self.ledger.step(record, "paused", why, state="paused")
+
+    def resume(self, campaign: str) -> CampaignRecord:
+        with self._changing:
+            record = self.get(campaign)
+            if record.state != "paused":
+                raise Refused(
+                    f"{campaign} is {record.state}" + (f" ({record.why})" if record.why else ""),
+                    fix="start a new campaign; it begins from the best recipe" if record.state == "ended" else None,
+                )
+            self._only_one()
+            self._pauses.pop(campaign, None)
+            self._failures.pop(campaign, None)
+            return self.ledger.step(record, "resumed", state="running")
+
+    def stop(self, campaign: str, why: str = "asked to", by: str = "user") -> CampaignRecord:
+        """End it now; the experiment under way is cancelled."""
+        with self._changing:
+            record = self.get(campaign)
+            if record.state == "ended":
+                raise Refused(f"{campaign} has ended already ({record.why})", fix="nothing to do")
+            ended = self._end(record, f"stopped: {why}")
+        for experiment in self._open(campaign):
+            self.experiments.cancel(experiment.id, by)
+        return ended
+
+    def extend(self, campaign: str, more: Budget) -> CampaignRecord:
+        """Give it more of what limits it. One that ended because its budget was used up runs again."""
+        with self._changing:
+            record = self.get(campaign)
+            budget = record.budget.plus(more.check())
+            words = ", ".join(f"{value:g} {name}" for name, value in more.model_dump(exclude_none=True).items())
+            if record.state == "ended":
+                if not record.budget.used_up(self.spent(record)):
+                    raise Refused(f"{campaign} has ended ({record.why})", fix="start a new campaign")
+                self._only_one()
+                return self.ledger.step(record, "extended", words, budget=budget, state="running", ended_at=None)
+            return self.ledger.step(record, "extended", words, budget=budget)
+
+    def admit(self, campaign: str) -> dict[str, Any]:
+        """What an experiment somebody else proposes for this campaign is proposed with. Raises `Refused`."""
+        record = self.get(campaign)
+        if record.state != "running":
+            raise Refused(f"{campaign} is {record.state}" + (f" ({record.why})" if record.why else ""))
+        if over := record.budget.used_up(self.spent(record)):
+            raise Refused(f"{over} in {campaign}", fix=f"run_campaign(action='extend', campaign_id={campaign!r}, ...)")
+        return {"campaign": campaign, "planned": record.planned}
+
+    def _only_one(self) -> None:
+        for other in self.ledger.list("running", limit=1):
+            raise Refused(
+                f"{other.id} is running, and two campaigns would move each other's parent",
+                fix=f"pause or stop {other.id} first",
+            )
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def get(self, campaign: str) -> CampaignRecord:
+        record = self.ledger.get(campaign)
+        if record is None:
+            raise unknown("campaign", campaign, self.ledger.ids())
+        return record
+
+    def list(self, limit: int = 20) -> list[CampaignView]:
+        """Newest first."""
+        return [self._view(record) for record in self.ledger.list(limit=limit)]
+
+    def look(self, campaign: str) -> CampaignView:
+        """One campaign with what it has used and found."""
+        return self._view(self.get(campaign))
+
+    def spent(self, record: CampaignRecord) -> Spent:
+        """What it has used, from the ledger, the runs under way and the answers paid for."""
+        ledger = self.experiments.ledger
+        experiments, runs, seconds = ledger.used(record.id)
+        for open_one in self._open(record.id):
+            made: Sequence[RunRecord] = []
+            if open_one.state != "record":  # from then on its runs are counted in the ledger
+                made = self.experiments.runs.list(experiment=open_one.id, limit=200)
+            runs += len(made)
+            seconds += device_seconds(made)
+        gpu_hours = seconds / 3600
+        return Spent(
+            experiments=experiments,
+            runs=runs,
+            hours=hours(record, clock.now()),
+            gpu_hours=gpu_hours,
+            money=self.ledger.money(record.id) + gpu_hours * self.gpu_hour_price,
+        )
+
+    def busy(self) -> bool:
+        """Is a campaign under way that goes on without anybody? (one the assistant proposes for does not)"""
+        return any(record.proposer != "assistant" for record in self.ledger.list("running"))
+
+    def _view(self, record: CampaignRecord) -> CampaignView:
+        return view(record, self.experiments.ledger, self.spent(record), self._waits_for.get(record.id))
+
+    def _open(self, campaign: str) -> Sequence[ExperimentRecord]:
+        return [r for r in self.experiments.ledger.open() if r.campaign == campaign]
+
+    # -- moving on ----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> int:
+        """Move every running campaign on, if it can be; returns how many moved. Not two ticks at once."""
+        if not self._ticking.acquire(blocking=False):
+            return 0
+        try:
+            return sum(self._try(record) for record in self.ledger.list("running"))
+        finally:
+            self._ticking.release()
+
+    def _try(self, record: CampaignRecord) -> bool:
+        """One step of one campaign; False when nothing moved."""
+        if time.monotonic() < self._pauses.get(record.id, (0.0, 0.0))[0]:
+            return False
+        try:
+            moved = self._advance(record)
+        except Unavailable as error:
+            pause = min(2 * self._pauses.get(record.id, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
+            self._pauses[record.id] = (time.monotonic() + pause, pause)
+            self._waits_for[record.id] = str(error)
+            log.info("%s waits: %s", record.id, error)
+            return False
+        except Refused as error:  # of the lab's settings or the search space: only a person can mend it
+            self._hold(record, str(error))
+            return True
+        except Exception as error:  # the lab's own mistake must not end the night at once
+            count = self._failures[record.id] = self._failures.get(record.id, 0) + 1
+            log.exception("%s failed (%d of %d)", record.id, count, FAILURES)
+            if count >= FAILURES:
+                self._hold(record, f"the lab failed ({type(error).__name__}: {str(error)[:200]})")
+            return False
+        self._failures.pop(record.id, None)
+        self._pauses.pop(record.id, None)
+        self._waits_for.pop(record.id, None)
+        return moved
+
+    def _advance(self, record: CampaignRecord) -> bool:
+        last = next(iter(self.ledger.proposals(record.id, last=1)), None)
+        pending = last if last is not None and last.state in ("asked", "answered") else None
+        if pending is not None and pending.state == "answered":
+            self._propose(record, pending)
+            return True
+        recent = self.experiments.ledger.of_campaign(record.id, last=LOOK_BACK)
+        if why := same_crash(record, recent) or barren(record, self.ledger.proposals(record.id, LOOK_BACK), recent):
+            self._hold(record, why)
+            return True
+        under_way = self._open(record.id)
+        if over := record.budget.used_up(self.spent(record)):
+            if under_way:
+                return False  # what was begun is finished
+            if pending is not None:
+                self.ledger.settle(pending, state="refused", problem=over)
+            with self._changing:
+                self._end(self.get(record.id), over)
+            return True
+        if record.proposer == "assistant" or len(under_way) >= self.experiments.slots:
+            return False
+        if (found := stagnant(record, self.experiments.ledger)) is not None:
+            words = f"nothing was kept in the last {found['since_keep']} measured experiments"
+            record = self.ledger.step(record, "stagnation", words, found)
+        if pending is None:
+            number = 1 if last is None else last.number + 1
+            pending = Proposal(campaign=record.id, number=number, state="asked", asked_at=clock.now())
+            self.ledger.ask(pending)
+            return True
+        self._ask(record, pending)
+        return True
+
+    def _ask(self, record: CampaignRecord, proposal: Proposal) -> None:
+        try:
+            answer: Answer = self.proposers[record.proposer](record).propose(self._question(record, proposal))
+        except Exhausted as error:
+            self.ledger.settle(proposal, state="refused", problem=error.problem)
+            with self._changing:
+                self._end(self.get(record.id), error.problem)
+        except Malformed as error:
+            self.ledger.settle(proposal, state="refused", problem=str(error))
+        else:
+            self.ledger.settle(proposal, state="answered", proposer=answer.proposer, answer=answer.claim)
+
+    def _propose(self, record: CampaignRecord, proposal: Proposal) -> None:
+        """The experiment of an answer; what the lab refuses is kept with the reason, for the next question."""
+        fixed = {"metric": record.metric, "direction": record.direction, "smallest_effect": record.smallest_effect}
+        try:
+            experiment = self.experiments.propose(
+                {**(proposal.answer or {}), **fixed},
+                session=record.session,
+                conversation=record.conversation,
+                key=proposal.key,
+                campaign=record.id,
+                proposer=proposal.proposer or record.proposer,
+                planned=record.planned,
+            )
+        except (Refused, NotFound) as error:
+            self.ledger.settle(proposal, state="refused", problem=str(error)[:1500])
+        else:
+            self.ledger.settle(proposal, state="proposed", experiment=experiment.id)
+
+    def _question(self, record: CampaignRecord, proposal: Proposal) -> Question:
+        """The next question, as of the moment it was asked first: a restart asks the very same."""
+        parent, base, space = self.experiments.starting_point()
+        history = [
+            r.model_copy(update={"state": "done" if "" < (r.ended_at or "") <= proposal.asked_at else "ready"})
+            for r in self.experiments.ledger.of_campaign(record.id)
+            if r.created_at <= proposal.asked_at
+        ]
+        refused = [p for p in self.ledger.proposals(record.id, last=LOOK_BACK) if p.state == "refused"]
+        stagnation = next((s for s in reversed(record.steps) if s.name == "stagnation"), None)
+        kept = max((r.ended_at or "" for r in history if r.verdict == "keep"), default="")
+        left = None if record.budget.money is None else record.budget.money - self.spent(record).money
+        return Question(
+            campaign=record,
+            number=proposal.number,
+            seed=(record.seed * 1_000_003 + proposal.number) % 2**32,
+            parent=parent,
+            base=base,
+            search_space=space,
+            history=history,
+            refused=refused[-3:],
+            attempts=proposal.attempts,
+            program=self._program(),
+            passages=self.experiments.passages,
+            stagnant=stagnation.data["since_keep"] if stagnation is not None and stagnation.at > kept else 0,
+            money_left=left,
+            note=lambda attempt: self._note(proposal, attempt),
+        )
+
+    def _note(self, proposal: Proposal, attempt: Any) -> None:
+        self.ledger.attempt(proposal, attempt)
+
+    def _program(self) -> str:
+        try:
+            return self.workspace.program_file.read_text(encoding="utf-8")[:LONGEST_PROGRAM]
+        except (OSError, UnicodeDecodeError):
+            return ""  # it is optional
+
+    def _hold(self, record: CampaignRecord, why: str) -> None:
+        with self._changing:
+            if self.get(record.id).state == "running":
+                self.ledger.step(record, "paused", why, state="paused")
+
+    def _end(self, record: CampaignRecord, why: str) -> CampaignRecord:
+        """`_changing` is held."""
+        if record.state == "ended":
+            return record
+        return self.ledger.step(record, "ended", why, state="ended", ended_at=clock.now())
+
+
+def _proposer(name: str) -> ProposerName:
+    for known in PROPOSERS:
+        if name == known:
+            return known
+    near = closest(name, PROPOSERS) or PROPOSERS
+    raise Refused(f"there is no proposer {name[:40]!r}", valid=", ".join(near))
