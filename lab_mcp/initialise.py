@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shlex
 import shutil
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lab_mcp import registration as registered
 from lab_mcp.templates import PAPERS_README, PROGRAM
 from workspace import durable, settings
 from workspace.errors import Refused, Unavailable
-from workspace.interpreter import python_command
 from workspace.layout import SETTINGS_NAME, Workspace
 
-SERVER_NAME = "lab"
 RECIPE = "recipe/recipe.toml"
 
 
@@ -51,11 +47,14 @@ def init(directory: str | Path) -> InitReport:
         _check_place(root)
     except OSError as error:  # e.g. a folder on the way that this user may not enter
         raise _unwritable(root, error) from error
-    command = server_command()
-    server = {"type": "stdio", "command": command[0], "args": command[1:], "env": {"LAB_WORKSPACE": str(root)}}
-    registration, registration_note = _registration(root / ".mcp.json", server)
+    registration = registered.claude_code(registered.claude_code_file(root), root)
     recipe_note, files = _files()
-    notes = [registration_note] if registration_note else []
+    notes = []
+    if registration.outcome == "another entry":
+        notes.append(
+            f".mcp.json has another server named {registered.SERVER_NAME!r}; it was kept. Remove that entry and run "
+            "`lab-mcp init` again to have this lab registered there"
+        )
     written: list[str] = []
     kept: list[str] = []
     with _all_or_nothing(root) as created:
@@ -71,34 +70,23 @@ def init(directory: str | Path) -> InitReport:
             durable.write_text(path, text)
             written.append(name)
         _folders(root, created, written, kept)
-        path = root / ".mcp.json"
-        if registration is None:
-            kept.append(".mcp.json")
+        path = registered.claude_code_file(root)
+        if registration.text is None:
+            kept.append(path.name)
         else:
             new = not path.exists()
             if new:
                 created.append(path)
-            durable.write_text(path, registration)
-            written.append(".mcp.json" if new else f".mcp.json (server {SERVER_NAME!r} added, the rest as it was)")
+            durable.write_text(path, registration.text)
+            added = f"{path.name} (server {registered.SERVER_NAME!r} added, the rest as it was)"
+            written.append(path.name if new else added)
     if RECIPE in written:
         notes.append(recipe_note)
     if not written:
         notes.insert(0, "this is a lab workspace already; nothing was changed")
-    return InitReport(root=str(root), written=written, kept=kept, notes=notes, register_command=register_command(root))
-
-
-def server_command() -> list[str]:
-    """The absolute command of this installation's MCP server."""
-    script = Path(sysconfig.get_path("scripts")) / "lab-mcp"
-    if script.is_file():
-        return [str(script), "mcp"]
-    return python_command("lab_mcp", "mcp")
-
-
-def register_command(root: Path) -> str:
-    """The line for a shell that registers the lab at `root` with Claude Code for this user."""
-    variable = f"LAB_WORKSPACE={root}"
-    return shlex.join(["claude", "mcp", "add", SERVER_NAME, "--env", variable, "--", *server_command()])
+    return InitReport(
+        root=str(root), written=written, kept=kept, notes=notes, register_command=registered.register_command(root)
+    )
 
 
 def _files() -> tuple[str, dict[str, str]]:
@@ -134,31 +122,6 @@ def _check_place(root: Path) -> None:
             f"{nearest.name or nearest} cannot be written by this user, so no workspace can be made in it",
             fix="choose another folder, or change its permissions",
         )
-
-
-def _registration(path: Path, server: dict[str, Any]) -> tuple[str | None, str | None]:
-    """(new text of `.mcp.json` or None when it stays, a note or None). Other servers stay as they are."""
-    content: Any = {}
-    if path.exists():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except (OSError, ValueError) as error:
-            raise Refused(
-                f".mcp.json is there and cannot be read as JSON ({error})", fix="mend or move .mcp.json, then try again"
-            ) from error
-        if not isinstance(content, dict) or not isinstance(content.get("mcpServers", {}), dict):
-            raise Refused('.mcp.json is there and has not the form {"mcpServers": {...}}', fix="mend or move .mcp.json")
-    servers = content.setdefault("mcpServers", {})
-    present = servers.get(SERVER_NAME)
-    if present == server:
-        return None, None
-    if present is not None:
-        return None, (
-            f".mcp.json has another server named {SERVER_NAME!r}; it was kept. Remove that entry and run "
-            "`lab-mcp init` again to have this lab registered there"
-        )
-    servers[SERVER_NAME] = server
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n", None
 
 
 def _repository(root: Path, created: list[Path], written: list[str]) -> list[str]:
