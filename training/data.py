@@ -1,7 +1,7 @@
 """From a corpus to token files, once: `.lab/cache/data/<key>/`, where the key says what went in.
 
 Documents are split by a hash of their text into train, validation (what a search may look at) and audit (what nothing
-but the final audit sees; kept in a folder of its own, so that a training process is never handed it).
+but the final audit sees; sealed, and never handed to a training process).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from training import corpus, tokens
 from training.config import DataConfig
 from training.corpus import DataProblem
+from training.sealed import vault
 from training.tokenizer import ByteTokenizer
 from workspace import durable
 from workspace.layout import Workspace
 
-FORMAT = 1  # raise when the same corpus would give other files
+FORMAT = 2  # raise when the same corpus would give other files
 SPLITS = ("train", "validation", "audit")
 META = "meta.json"
 
@@ -37,13 +38,12 @@ class PreparedData:
     """Token files of one corpus and one vocabulary, ready to be read."""
 
     folder: Path
-    audit_folder: Path
     meta: dict[str, Any]
     tokenizer: ByteTokenizer
 
     def ids(self, split: str) -> NDArray[np.integer]:
-        """(N,) ids of a split: BOS, document, BOS, document, ..."""
-        return tokens.read((self.audit_folder if split == "audit" else self.folder) / f"{split}.bin")
+        """(N,) ids of `train` or `validation`: BOS, document, BOS, document, ..."""
+        return tokens.read(self.folder / f"{split}.bin")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -60,19 +60,20 @@ def prepare(data: DataConfig, workspace: Workspace, *, allow_network: bool = Fal
     key = data_key(data, found.identity)
     cache = workspace.cache_dir / "data"
     cache.mkdir(parents=True, exist_ok=True)
-    folder, audit_folder = cache / key, workspace.cache_dir / "audit" / key
+    folder = cache / key
     if not (folder / META).exists():
         with _one_at_a_time(cache / f"{key}.lock"):
             if not (folder / META).exists():
-                _build(data, found, key, folder, audit_folder)
-    return load(folder, audit_folder)
+                _build(data, found, key, folder, workspace.cache_dir)
+    return load(folder)
 
 
-def load(folder: Path, audit_folder: Path) -> PreparedData:
+def load(folder: Path) -> PreparedData:
+    """What `prepare` left in `folder`. Raises `DataProblem`."""
     meta = durable.read_json(folder / META)
     if meta is None:
         raise DataProblem(f"there is no prepared data {folder.name}", fix="start a run that prepares it")
-    return PreparedData(folder, audit_folder, meta, ByteTokenizer.load(folder / "tokenizer.json", meta["vocab_size"]))
+    return PreparedData(folder, meta, ByteTokenizer.load(folder / "tokenizer.json", meta["vocab_size"]))
 
 
 def data_key(data: DataConfig, identity: str) -> str:
@@ -94,7 +95,7 @@ def _digest(document: str) -> bytes:
     return hashlib.sha256(document.encode("utf-8")).digest()
 
 
-def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, audit_folder: Path) -> None:
+def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, cache_dir: Path) -> None:
     # by hash, not by name: neighbours in the file are then unrelated, and the first ones are a fair sample
     documents = sorted(corpus.documents(found, data.max_bytes), key=_digest)
     parts: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -111,11 +112,10 @@ def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, audit
     try:
         tokenizer.save(work / "tokenizer.json")
         counts = {split: _write(work / f"{split}.bin", members, tokenizer) for split, members in parts.items()}
-        audit_folder.parent.mkdir(parents=True, exist_ok=True)
-        audit_folder.mkdir(exist_ok=True)
-        hashes = {f"{split}.bin": _file_hash(work / f"{split}.bin") for split in SPLITS}
-        hashes["tokenizer.json"] = _file_hash(work / "tokenizer.json")
-        (work / "audit.bin").replace(audit_folder / "audit.bin")
+        hashes = {f"{split}.bin": file_hash(work / f"{split}.bin") for split in SPLITS}
+        hashes["tokenizer.json"] = file_hash(work / "tokenizer.json")
+        vault.store(cache_dir, key, (work / "audit.bin").read_bytes())
+        (work / "audit.bin").unlink()
         meta = {
             "key": key,
             "corpus": found.name,
@@ -146,7 +146,7 @@ def _write(path: Path, documents: list[str], tokenizer: ByteTokenizer) -> int:
     return len(stream)
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

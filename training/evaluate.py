@@ -1,41 +1,22 @@
-"""Bits per byte: how well a model predicts text, whatever its vocabulary.
+"""A glance at the validation text during a run, in the training process: for curves and for stopping early.
 
-    bpb = sum of nats over the scored tokens / (ln 2 x raw bytes of those tokens)
-
-A token's bytes are its raw ones; BOS has none and is not scored. Only the model's logits are asked for: the log-softmax
-is ours.
+The score of a run is not made here but in `training.sealed`, where no recipe's code runs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.loader import IGNORED, Rows
+from training.score import Evaluation
 
 LEAK = 1e-3  # of the largest logit: the same products on the same tokens differ by less, seen answers move more
 LOGITS_AT_ONCE = 2**24  # values of one batch of logits: 64 MiB in float32
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Loss in nats a token, perplexity a token, bits a byte, over so many tokens and bytes."""
-
-    val_loss: float
-    perplexity: float
-    val_bpb: float
-    tokens: int
-    bytes: int
-
-    def as_json(self) -> dict[str, float | None]:
-        """JSON has no infinity: a perplexity beyond the numbers is None."""
-        return asdict(self) | {"perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
 
 
 @torch.no_grad()
@@ -97,8 +78,4 @@ def evaluate(
             size += int(scored_bytes.sum())
     finally:
         model.train(was_training)
-    if size == 0:
-        raise ValueError("the rows hold no byte to score")
-    mean = float(nats) / count
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    return Evaluation(mean, perplexity, float(nats) / (math.log(2) * size), count, size)
+    return Evaluation.of(float(nats), count, size)

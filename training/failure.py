@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from training.job import Job
+from training.corpus import DataProblem
+from training.job import ALERTS, SUMMARY, Job
+from training.report import say
 from training.runs.outcome import CONFIGURATION, DATA, NAN, OOM, PREEMPTED, UNCAUGHT_EXCEPTION
 from training.size import largest_rows, predict_memory
+from workspace import clock, durable
 from workspace.errors import LabError
+
+
+class NotANumber(Exception):
+    """A loss is NaN or infinite."""
+
+
+class Preempted(Exception):
+    """A signal asked the run to end."""
+
+
+class RecipeProblem(LabError):
+    """The recipe's code fails; `kind` is "import" when it cannot be imported, else "exit". Exit code 13."""
+
+    def __init__(self, problem: str, *, kind: str = "exit", valid: str | None = None, fix: str | None = None) -> None:
+        super().__init__(problem, valid=valid, fix=fix)
+        self.kind = kind
+
+
+class Told(Exception):
+    """The failure of another process, as it told it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
 
 
 @dataclass(frozen=True)
@@ -19,21 +49,19 @@ class Failure:
     state: str  # as in the run's record: failed, preempted
     kind: str | None  # the run's failure class
     text: str
-    shown: BaseException
+    shown: BaseException | None = None
 
     def summary(self) -> dict[str, Any]:
-        return {"state": self.state, "class": self.kind, "error": self.text}
+        return {"state": self.state, "class": self.kind, "error": self.text, "exit_code": self.code}
 
 
 def classify(error: BaseException, job: Job | None) -> Failure:
     """What `error` means for the run. `job` is None when it could not even be read."""
-    from training.corpus import DataProblem
-    from training.recipe_code import RecipeProblem
-    from training.trainer import NotANumber, Preempted
-
     text = str(error) or type(error).__name__
+    if isinstance(error, Told):
+        return replace(error.failure, shown=error)
     if isinstance(error, Preempted):
-        return Failure(PREEMPTED, "preempted", None, "SIGTERM; the checkpoint is written", error)
+        return Failure(PREEMPTED, "preempted", None, text, error)
     if isinstance(error, NotANumber):
         return Failure(NAN, "failed", "nan", text, error)
     if isinstance(error, DataProblem):
@@ -49,9 +77,8 @@ def classify(error: BaseException, job: Job | None) -> Failure:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch, numpy or Python say that memory ran out."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    torch = sys.modules.get("torch")  # a process without it cannot have run out of a device's memory
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     # the CPU allocator and drivers have no exception class of their own
     words = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "out of memory")
@@ -74,3 +101,19 @@ def _memory_advice(text: str, job: Job | None) -> str:
     if job.config.batch.rows > 1:
         return advice + f". Next: a smaller batch.rows than {job.config.batch.rows}."
     return advice + ". Next: a smaller model or context."
+
+
+def record(folder: Path, error: BaseException, job: Job | None) -> int:
+    """Write down why the run ended and return the exit code; the log ends with the exception itself."""
+    ended = classify(error, job)
+    if ended.code == PREEMPTED:
+        say(f"ended: {ended.text}")
+    else:
+        traceback.print_exception(ended.shown, limit=-3, chain=False, file=sys.stdout)
+        sys.stdout.flush()
+    if folder.is_dir():
+        if ended.kind in ("nan", "oom"):
+            alert = {"time": clock.now(), "class": ended.kind, "severity": "stop", "text": ended.text[:600]}
+            durable.append_jsonl(folder / ALERTS, alert, sync=True)
+        durable.write_json(folder / SUMMARY, ended.summary())
+    return ended.code

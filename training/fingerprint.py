@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache-dir", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see training.train; before torch is imported
-    from training.recipe_code import RecipeProblem
+    from training.failure import RecipeProblem
     from training.runs.outcome import CONFIGURATION
 
     try:

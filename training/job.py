@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig, load_config
+from training.runs.outcome import has_checkpoint
 from workspace import durable, settings
 from workspace.errors import NotFound, Refused
 from workspace.layout import Workspace
@@ -14,7 +15,9 @@ from workspace.layout import Workspace
 CONFIG = "config.json"
 RUN = "run.json"
 SUMMARY = "summary.json"
+FACTS = "training.json"  # what the training process tells of itself, for the summary
 METRICS = "metrics.jsonl"
+ALERTS = "alerts.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
@@ -35,7 +38,7 @@ class Job:
 def read_job(folder: Path, *, resume: bool = False) -> Job:
     """The job in a run's folder. run.json may be absent, and its keys too; config.json may not.
 
-    `resume`: continue from this run's own newest checkpoint, as run.json's "resume_from" does from any.
+    `resume`: continue from this run's own newest checkpoint, if it has one, as run.json's "resume_from" does from any.
     Raises `NotFound` or `Refused`.
     """
     folder = folder.resolve()
@@ -49,7 +52,7 @@ def read_job(folder: Path, *, resume: bool = False) -> Job:
         raise NotFound(f"{folder.name} has no {CONFIG}", fix="write the resolved configuration there")
     workspace = Workspace(Path(run["workspace"]).resolve() if run.get("workspace") else folder.parent.parent)
     recipe = run.get("recipe_dir")
-    resume_from = folder if resume else run.get("resume_from")
+    resume_from = folder if resume and has_checkpoint(folder) else run.get("resume_from")
     devices = run.get("devices") or []
     return Job(
         folder=folder,

@@ -21,15 +21,8 @@ from torch import nn, optim
 from training import model as default_model
 from training import optim as default_optim
 from training.config import TrainingConfig
+from training.failure import RecipeProblem
 from workspace.errors import LabError, closest
-
-
-class RecipeProblem(LabError):
-    """The recipe's code fails; `kind` is "import" when it cannot be imported, else "exit". Exit code 13."""
-
-    def __init__(self, problem: str, *, kind: str = "exit", valid: str | None = None, fix: str | None = None) -> None:
-        super().__init__(problem, valid=valid, fix=fix)
-        self.kind = kind
 
 
 @dataclass(frozen=True)

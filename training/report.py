@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 class Reporter:
-    """Reports steps, at most every STEP_SECONDS, and evaluations, always."""
+    """Reports steps, at most every STEP_SECONDS."""
 
     def __init__(self, metrics: Path, *, device_label: str, memory_word: str, memory_total: int | None) -> None:
         self._file = metrics
@@ -36,7 +36,7 @@ class Reporter:
     def step(self, record: dict[str, Any], *, progress: float, eta_s: float | None) -> None:
         """`record` as metrics.jsonl holds it; None values are left out."""
         self._step_at = time.monotonic()
-        self._append(record)
+        append(self._file, record)
         eta = "?" if eta_s is None else f"{eta_s:.0f}s"
         say(
             f"Step {record['step']} | Loss: {record['loss']:.4f} | lr: {record['lr']:.3g} | "
@@ -52,15 +52,18 @@ class Reporter:
             total = f"{self._total / GIGA:.1f}GB {self._word} ({percent:.1f}% utilization)"
             say(f"{self._label}: {used / GIGA:.1f}GB / {total}")
 
-    def evaluation(self, step: int, elapsed_s: float, result: dict[str, float | None], *, full: bool) -> None:
-        """A quick evaluation's figure is on less text than the final one's: `val_kind` tells them apart."""
-        kind = "full" if full else "quick"
-        self._append({"step": step, "elapsed_s": round(elapsed_s, 3), "val_kind": kind} | result)
-        say(f"Eval {step} | val_bpb: {result['val_bpb']:.4f} | val_loss: {result['val_loss']:.4f} | {kind}")
 
-    def _append(self, record: dict[str, Any]) -> None:
-        known = {key: value for key, value in record.items() if value is not None}
-        durable.append_jsonl(self._file, {"time": clock.now()} | known)
+def append(metrics: Path, record: dict[str, Any]) -> None:
+    """One record of metrics.jsonl; None values are left out."""
+    known = {key: value for key, value in record.items() if value is not None}
+    durable.append_jsonl(metrics, {"time": clock.now()} | known)
+
+
+def evaluated(metrics: Path, step: int, elapsed_s: float, result: dict[str, float | None], *, full: bool) -> None:
+    """A quick evaluation's figure is on less text than the final one's: `val_kind` tells them apart."""
+    kind = "full" if full else "quick"
+    append(metrics, {"step": step, "elapsed_s": round(elapsed_s, 3), "val_kind": kind} | result)
+    say(f"Eval {step} | val_bpb: {result['val_bpb']:.4f} | val_loss: {result['val_loss']:.4f} | {kind}")
 
 
 def drop_after(metrics: Path, step: int) -> None:

@@ -41,3 +41,9 @@ def read(path: Path) -> NDArray[np.integer]:
     if count == 0:
         return np.empty(0, dtype=np.uint16)
     return np.memmap(path, dtype=np.uint16 if width == 2 else np.uint32, mode="r", offset=HEADER.size, shape=(count,))
+
+
+def from_bytes(content: bytes) -> NDArray[np.integer]:
+    """The ids (N,) of the content of a token file."""
+    _, _, width, count = HEADER.unpack(content[: HEADER.size])
+    return np.frombuffer(content, dtype=np.uint16 if width == 2 else np.uint32, offset=HEADER.size, count=count)

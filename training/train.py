@@ -1,33 +1,34 @@
-"""The trainer's entry: `python -P -s -m training.train RUN_DIR [--resume]`.
+"""A training run's own process: `python -P -s -m training.train RUN_DIR [--resume]`.
 
-Reads RUN_DIR/config.json and run.json; writes the log to stdout, metrics.jsonl, checkpoints/ and summary.json.
+Reads RUN_DIR/config.json and run.json; prepares the data, has a process of its own train (`training.worker`), scores
+the result (`training.sealed`) and writes summary.json. No recipe's code ever runs in here, so the score is ours.
 Exit codes: 0 done, 10 loss not a number, 11 out of memory, 12 data, 13 configuration or the recipe's code,
-75 ended by SIGTERM after writing a checkpoint.
+75 ended by SIGTERM, with a checkpoint when training had begun.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import platform
 import signal
+import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from training.job import SUMMARY, Job, read_job
+from training import report
+from training.failure import Preempted, record
+from training.job import CHECKPOINTS, FACTS, METRICS, SUMMARY, Job, read_job
 from training.report import say, summary_block
-from training.runs.outcome import PREEMPTED
-from workspace import clock, durable
+from workspace import durable
+from workspace.interpreter import python_command
 
 if TYPE_CHECKING:
-    from training.evaluate import Evaluation
-    from training.trainer import Trainer
-
-SAMPLE_PROMPT = "def "
+    from training.data import PreparedData
+    from training.sealed.scoring import Seal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,144 +40,127 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.run_dir
     job: Job | None = None
-    try:
-        (folder / SUMMARY).unlink(missing_ok=True)  # of the attempt that is resumed
-        job = read_job(folder, resume=options.resume)
-        summary = run(job, started)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  the one place that turns any failure into a record and an exit code
-        return _failed(folder, error, job)
+    with Signals() as signals:
+        try:
+            for name in (SUMMARY, FACTS):  # of the attempt that is resumed
+                (folder / name).unlink(missing_ok=True)
+            job = read_job(folder, resume=options.resume)
+            summary = run(job, signals, started, resume=options.resume)
+        except WorkerFailed as ended:
+            return end_like(ended.code)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the one place that turns any failure into a record and an exit code
+            return record(folder, error, job)
     durable.write_json(folder / SUMMARY, summary)
     say(summary_block(summary))
     return 0
 
 
-def run(job: Job, started: float) -> dict[str, Any]:
-    """Prepare the data, train, evaluate; the summary. `started` is the `time.perf_counter()` of the process' start."""
-    # Before torch is imported. Waiting threads otherwise spin, and beside other busy processes (the lab's own are
-    # enough) a step takes several times as long; measured: 5 times at a load of 10 on 2 cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from training.data import prepare
+class Signals:
+    """SIGTERM goes on to the training process, which ends by itself; with none, it ends this process."""
 
-    data = prepare(job.config.data, job.workspace, allow_network=job.allow_network)
-    prepared = time.perf_counter()
-    counts = data.meta["tokens"]
-    say(f"Data: {data.meta['corpus']}, {counts['train']:,} tokens to train on, {counts['validation']:,} to validate")
+    def __init__(self) -> None:
+        self.worker: subprocess.Popen[str] | None = None
 
-    from training.hardware.backend import choose
-    from training.recipe_code import builders
-    from training.trainer import Trainer
+    def __enter__(self) -> Signals:
+        self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
 
-    backend = choose()
-    recipe = builders(job.recipe_dir)
-    trainer = Trainer(job, data, backend, recipe)
-    signal.signal(signal.SIGTERM, lambda _number, _frame: _ask_to_stop(trainer))
-    total = sum(p.numel() for p in trainer.model.parameters())
-    say(f"Device: {backend.name} ({backend.kind}), {trainer.dtype_choice.used}: {trainer.dtype_choice.reason}")
-    say(f"Compile: {trainer.compile_choice.used}: {trainer.compile_choice.reason}")
-    say(f"Model: {total:,} parameters, {trainer.flops_per_token / 1e6:.1f} MFLOPs a token")
-    ready = time.perf_counter()
-    trainer.train()
-    result = trainer.final_evaluation()
-    seconds = {"data_seconds": prepared - started, "start_seconds": ready - started + trainer.warm_up_seconds}
-    return _summary(trainer, result, recipe.files, seconds) | {"total_seconds": time.perf_counter() - started}
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.worker is None:
+            raise Preempted("SIGTERM while nothing was being trained; what is prepared or trained is kept")
+        self.worker.terminate()
 
 
-def _ask_to_stop(trainer: Trainer, _frame: FrameType | None = None) -> None:
-    trainer.stop_requested = True
+def run(job: Job, signals: Signals, started: float, *, resume: bool = False) -> dict[str, Any]:
+    """Prepare the data, have it trained on, score the result; the summary."""
+    with Worker(job, signals, resume=resume) as worker:
+        from training import data
+        from training.sealed.scoring import Seal
+
+        prepared = data.prepare(job.config.data, job.workspace, allow_network=job.allow_network)
+        seal = Seal.take(prepared)
+        data_seconds = time.perf_counter() - started
+        n = prepared.meta["tokens"]
+        say(f"Data: {prepared.meta['corpus']}, {n['train']:,} tokens to train on, {n['validation']:,} to validate")
+        facts = worker.train(prepared)
+    score = evaluate(job, prepared, seal, facts)
+    seconds = {"data_seconds": data_seconds, "total_seconds": time.perf_counter() - started}
+    return facts | {"state": "succeeded", "data": prepared.fingerprint} | score | seconds  # what is ours comes last
 
 
-def _summary(
-    trainer: Trainer, result: Evaluation, recipe_files: dict[str, str], seconds: dict[str, float]
-) -> dict[str, Any]:
-    config, backend, clock = trainer.config, trainer.backend, trainer.clock
-    tokens = clock.tokens
-    rate = tokens / clock.seconds
-    peak, ceiling = backend.peak_flops(trainer.dtype), trainer.ceiling
-    measured = trainer.canary.peak_flops(trainer.dtype_choice.used)
-    return {
-        "state": "succeeded",
-        "val_bpb": result.val_bpb,
-        "val_loss": result.val_loss,
-        "perplexity": result.as_json()["perplexity"],
-        "evaluated": {"tokens": result.tokens, "bytes": result.bytes},
-        "train_loss": trainer.train_loss,
-        "steps": clock.steps,
-        "tokens": tokens,
-        "epochs": tokens / trainer.data.meta["tokens"]["train"],
-        "training_seconds": clock.seconds,
-        "warm_up_seconds": trainer.warm_up_seconds,
-        **seconds,
-        "tokens_per_s": rate,
-        "peak_memory_bytes": backend.peak_memory_bytes(),
-        "parameters": _parameters(trainer),
-        "depth": config.model.depth,
-        "flops_per_token": trainer.flops_per_token,
-        "mfu": trainer.mfu(rate),
-        "mfu_ceiling": None if ceiling is None else {"flops": ceiling.flops, "source": ceiling.source},
-        "mfu_of_canary": None if measured is None else trainer.flops_per_token * rate / measured,
-        "peak_flops": None if peak is None else {"flops": peak.flops, "source": peak.source},
-        "canary": trainer.canary.as_json(),
-        "sample": _sample(trainer),
-        "data": trainer.data.fingerprint,
-        "recipe_files": recipe_files,
-        "backend": {"kind": backend.kind, "device": backend.name, "threads": _threads()},
-        "dtype": trainer.dtype_choice.as_json(),
-        "compile": trainer.compile_choice.as_json(),
-        "versions": _versions(),
-    }
+def evaluate(job: Job, prepared: PreparedData, seal: Seal, facts: dict[str, Any]) -> dict[str, Any]:
+    """The score of the newest checkpoint, on the validation text of the configuration."""
+    from training.sealed import scoring
+
+    started = time.perf_counter()
+    seal.check(prepared)
+    candidate = scoring.Candidate(job.folder / CHECKPOINTS, job.recipe_dir, facts["dtype"]["used"], job.config)
+    text, size = prepared.ids("validation"), prepared.meta["bytes"]["validation"]
+    result = scoring.evaluate(candidate, prepared, text, size)
+    report.evaluated(job.folder / METRICS, facts["steps"], facts["training_seconds"], result.as_json(), full=True)
+    found = result.as_json()
+    evaluated = {"tokens": found.pop("tokens"), "bytes": found.pop("bytes"), "code": seal.code}
+    return found | {"evaluated": evaluated, "evaluation_seconds": time.perf_counter() - started}
 
 
-def _sample(trainer: Trainer) -> str:
-    from training.sample import generate
+class WorkerFailed(Exception):
+    """The training process ended with an exit code of its own; why stands in summary.json when it could say."""
 
-    count, config = trainer.config.evaluation.sample_tokens, trainer.config
-    if not count:
-        return ""
-    model, tokenizer = trainer.model, trainer.data.tokenizer
-    try:
-        with trainer.precision():
-            return generate(model, tokenizer, SAMPLE_PROMPT, tokens=count, context=config.data.context, temperature=0.7)
-    except Exception as error:  # noqa: BLE001  a recipe's model may take full rows only; its result is not lost for that
-        say(f"No sample: {type(error).__name__}: {error}")
-        return ""
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the training process ended with exit code {code}")
+        self.code = code
 
 
-def _parameters(trainer: Trainer) -> dict[str, int]:
-    """Parameters by optimizer group, and in all."""
-    groups = trainer.optimizer.param_groups
-    counts = {str(g.get("name", f"group {i}")): sum(p.numel() for p in g["params"]) for i, g in enumerate(groups)}
-    return counts | {"total": sum(counts.values())}
+class Worker:
+    """The training process. It is started early: while the data are prepared, it imports torch."""
+
+    def __init__(self, job: Job, signals: Signals, *, resume: bool) -> None:
+        self.job, self.signals = job, signals
+        arguments = [str(job.folder), *(["--resume"] if resume else [])]
+        command = python_command("training.worker", *arguments)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if kind is not None:
+            self.process.kill()
+        if self.process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+        self.process.wait()
+
+    def train(self, prepared: PreparedData) -> dict[str, Any]:
+        """Hand over the data and wait for the end; what the worker tells of the run.
+
+        Raises `WorkerFailed`, or `Preempted` when a signal came before the worker could heed it.
+        """
+        assert self.process.stdin is not None
+        self.signals.worker = self.process
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; how, is next
+            self.process.stdin.write(f"{prepared.folder}\n")
+            self.process.stdin.close()
+        code = self.process.wait()
+        self.signals.worker = None
+        if code == -signal.SIGTERM:
+            raise Preempted("SIGTERM before the first step")
+        facts = durable.read_json(self.job.folder / FACTS)
+        if code != 0 or facts is None:
+            raise WorkerFailed(code)
+        return dict(facts)
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    names = ("torch", "tokenizers", "numpy", "lab-mcp")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
-def _failed(folder: Path, error: BaseException, job: Job | None) -> int:
-    """Record why the run ended and return the exit code; the log ends with the exception itself."""
-    from training.failure import classify
-
-    ended = classify(error, job)
-    if ended.code == PREEMPTED:
-        say("ended by SIGTERM; the checkpoint is written")
-    else:
-        traceback.print_exception(ended.shown, limit=-3, chain=False, file=sys.stdout)
-        sys.stdout.flush()
-    if folder.is_dir():
-        if ended.kind in ("nan", "oom"):
-            alert = {"time": clock.now(), "class": ended.kind, "severity": "stop", "text": ended.text[:600]}
-            durable.append_jsonl(folder / "alerts.jsonl", alert, sync=True)
-        durable.write_json(folder / SUMMARY, ended.summary())
-    return ended.code
+def end_like(code: int) -> int:
+    """End this process as the worker ended, so that whoever watches sees a crash as what it was."""
+    if code < 0:
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 if __name__ == "__main__":

@@ -19,27 +19,21 @@ from training import canary, checkpoint, report
 from training.budget import Clock
 from training.canary import Canary
 from training.data import PreparedData
-from training.evaluate import Evaluation, evaluate, looks_ahead
+from training.evaluate import evaluate, looks_ahead
+from training.failure import NotANumber, Preempted, RecipeProblem
 from training.hardware.backend import Backend, Choice
 from training.hardware.peak_flops import Peak
 from training.job import CHECKPOINTS, METRICS, Job
 from training.loader import Rows, TrainingLoader, evaluation_rows
 from training.optim import set_rates
-from training.recipe_code import Builders, RecipeProblem
+from training.recipe_code import Builders
 from training.report import Reporter, say
 from training.schedule import rates
+from training.score import Evaluation
 from workspace import clock, durable
 from workspace.errors import Refused
 
 SMOOTHING = 0.95  # of the training loss in the summary
-
-
-class NotANumber(Exception):
-    """The loss is NaN or infinite."""
-
-
-class Preempted(Exception):
-    """A signal asked the trainer to end; the checkpoint is written."""
 
 
 class _Interrupted(Exception):
@@ -47,7 +41,7 @@ class _Interrupted(Exception):
 
 
 class Trainer:
-    """Builds everything a run needs, then `train()`, `final_evaluation()`."""
+    """Builds everything a run needs, then `train()`."""
 
     def __init__(self, job: Job, data: PreparedData, backend: Backend, builders: Builders) -> None:
         self.job, self.config, self.data, self.backend = job, job.config, data, backend
@@ -78,6 +72,10 @@ class Trainer:
         durable.write_json(self.job.folder / canary.FILE, {"time": clock.now()} | result.as_json())
         return result
 
+    def stop(self) -> None:
+        """Ask the run to end after this part of a step, with a checkpoint."""
+        self.stop_requested = True
+
     # -- the run --
 
     def train(self) -> None:
@@ -97,7 +95,7 @@ class Trainer:
                 self._between_steps()
         except _Interrupted:
             self.save_checkpoint()
-            raise Preempted from None
+            raise Preempted("SIGTERM; the checkpoint is written") from None
         finally:
             gc.unfreeze()
         self.save_checkpoint()
@@ -196,24 +194,11 @@ class Trainer:
         if self._quick_done < count and (self._quick_done + 1) / (count + 1) <= progress < 1:
             result = self._evaluate(self.quick_rows)
             self._quick_done = int(progress * (count + 1))
-            self.reporter.evaluation(self.clock.steps, self.clock.seconds, result.as_json(), full=False)
+            metrics = self.job.folder / METRICS
+            report.evaluated(metrics, self.clock.steps, self.clock.seconds, result.as_json(), full=False)
         every = self.config.checkpoint.every_seconds
         if every and time.monotonic() - self._saved_at >= every:
             self.save_checkpoint()
-
-    def final_evaluation(self) -> Evaluation:
-        """On the whole validation text of the configuration. Raises `NotANumber`, or `Preempted` (the checkpoint is
-        there already).
-        """
-        rows = self._validation_rows(self.config.evaluation.bytes)
-        try:
-            result = self._evaluate(rows)
-        except _Interrupted:
-            raise Preempted from None
-        if not math.isfinite(result.val_loss):
-            raise NotANumber(f"the validation loss is {result.val_loss} after step {self.clock.steps}")
-        self.reporter.evaluation(self.clock.steps, self.clock.seconds, result.as_json(), full=True)
-        return result
 
     @cached_property
     def quick_rows(self) -> Rows:

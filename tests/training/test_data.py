@@ -22,6 +22,7 @@ from training import corpus, data, tokens
 from training.config import DataConfig
 from training.corpus import DataProblem
 from training.loader import IGNORED, TrainingLoader, evaluation_rows
+from training.sealed.audit import audit_ids
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
@@ -165,7 +166,7 @@ def test_every_byte_of_the_corpus_is_in_exactly_one_split(workspace: Workspace) 
     prepared = data.prepare(config, workspace)
     texts: list[str] = []
     for split in data.SPLITS:
-        ids = prepared.ids(split)
+        ids = audit_ids(prepared, workspace.cache_dir) if split == "audit" else prepared.ids(split)
         assert ids[0] == prepared.tokenizer.bos
         starts = np.flatnonzero(ids == prepared.tokenizer.bos)
         texts += [prepared.tokenizer.decode(part[1:]) for part in np.split(ids, starts[1:])]
@@ -176,7 +177,7 @@ def test_every_byte_of_the_corpus_is_in_exactly_one_split(workspace: Workspace) 
 def test_audit_text_lies_in_a_folder_of_its_own(workspace: Workspace) -> None:
     prepared = data.prepare(small().data, workspace)
     assert not (prepared.folder / "audit.bin").exists()
-    assert (prepared.audit_folder / "audit.bin").is_file()
+    assert len(audit_ids(prepared, workspace.cache_dir)) == prepared.meta["tokens"]["audit"]
 
 
 def test_a_document_stays_in_its_split_whatever_joins_it() -> None:
