@@ -116,7 +116,7 @@ def _verdict(end: End, stop: Stop | None, seen: Evidence) -> tuple[str, str | No
 
 def _failed(code: int, trainer: bool, seen: Evidence) -> tuple[str, str | None, str | None]:
     if trainer and code == PREEMPTED:
-        return "preempted", None, "ended by a signal after writing a checkpoint"
+        return "preempted", None, str((seen.summary or {}).get("error") or "ended by a signal")
     name, message = seen.exception or ("", "")
     last = f"{name}: {message}" if message else name
     if trainer and _said(seen) == "failed":
