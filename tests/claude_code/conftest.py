@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
+import termios
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +67,7 @@ class ClaudeCode:
 
     def approve(self) -> None:
         """What a user's yes to the servers of this folder leaves behind."""
-        folder = self.home / ".claude"
-        folder.mkdir(exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps({"enabledMcpjsonServers": ["lab"]}))
+        self.settings(enabledMcpjsonServers=["lab"])
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`claude mcp list` and the like."""
@@ -80,11 +82,19 @@ class ClaudeCode:
             check=False,
         )
 
-    def start(self, model: ScriptedModel, **environment: str) -> subprocess.Popen[str]:
-        """A conversation, through the `.mcp.json` of the workspace."""
-        arguments = ["-p", "go", "--allowedTools", "mcp__lab", "--output-format", "json"]
+    def settings(self, **content: object) -> None:
+        """The user's own settings file."""
+        folder = self.home / ".claude"
+        folder.mkdir(exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(content))
+
+    def start(
+        self, model: ScriptedModel, *more: str, said: str = "go", allowed: str = "mcp__lab", **environment: str
+    ) -> subprocess.Popen[str]:
+        """A conversation, through the `.mcp.json` of the workspace; `more` are arguments of the program."""
+        arguments = ["-p", said, "--allowedTools", allowed, "--output-format", "json"]
         return subprocess.Popen(
-            [self.program, *arguments],
+            [self.program, *arguments, *more],
             cwd=self.workspace.root,
             env=self.environment(model, **environment),
             stdin=subprocess.DEVNULL,
@@ -93,9 +103,9 @@ class ClaudeCode:
             text=True,
         )
 
-    def converse(self, script: Script, **environment: str) -> ScriptedModel:
+    def converse(self, script: Script, *more: str, **options: str) -> ScriptedModel:
         """Play a whole conversation; the model afterwards, with everything it was shown."""
-        with ScriptedModel(script) as model, self.start(model, **environment) as process:
+        with ScriptedModel(script) as model, self.start(model, *more, **options) as process:
             try:
                 output, errors = process.communicate(timeout=LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -106,6 +116,67 @@ class ClaudeCode:
         assert process.returncode == 0, errors + output
         assert json.loads(output)["subtype"] == "success", output
         return model
+
+    @contextlib.contextmanager
+    def at_a_terminal(self, model: ScriptedModel, said: str = "go") -> Iterator[Terminal]:
+        """An interactive conversation that begins with `said`, in a terminal of its own."""
+        (self.home / ".claude.json").write_text(
+            json.dumps(
+                {
+                    "hasCompletedOnboarding": True,
+                    "theme": "dark",
+                    "customApiKeyResponses": {"approved": ["none"], "rejected": []},
+                    "projects": {
+                        str(self.workspace.root): {
+                            "hasTrustDialogAccepted": True,
+                            "hasCompletedProjectOnboarding": True,
+                            "enabledMcpjsonServers": ["lab"],
+                        }
+                    },
+                }
+            )
+        )
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (50, 160))
+        process = subprocess.Popen(
+            [self.program, said, "--allowedTools", "mcp__lab"],
+            cwd=self.workspace.root,
+            env=self.environment(model, TERM="xterm-256color"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        terminal = Terminal(ours)
+        try:
+            yield terminal
+        finally:
+            process.kill()
+            process.wait()
+            terminal.close()
+
+
+class Terminal:
+    """The other side of a pseudo-terminal: everything shown so far, and a keyboard."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.shown = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # EIO once the program has gone
+            while data := os.read(self.descriptor, 65536):
+                self.shown += data.decode(errors="replace")
+
+    def type(self, keys: str) -> None:
+        os.write(self.descriptor, keys.encode())
+
+    def close(self) -> None:
+        self._reader.join(timeout=10)
+        os.close(self.descriptor)
 
 
 @pytest.fixture
