@@ -37,9 +37,10 @@ class Choice:
 
     used: str
     reason: str
+    fell_back: bool = False  # not what was asked for, or would pay, because something is missing
 
     def as_json(self) -> dict[str, str]:
-        return {"used": self.used, "reason": self.reason}
+        return {"used": self.used, "reason": self.reason} | ({"fell_back": "yes"} if self.fell_back else {})
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Backend:
                 raise Refused(f"compile = 'on' is not possible: {obstacle}", fix="compile = 'auto' or 'off'")
             return Choice("on", "set in the recipe")
         if obstacle:
-            return Choice("off", obstacle)
+            return Choice("off", obstacle, fell_back=True)
         if self.kind in ("cuda", "rocm"):
             return Choice("on", "pays on this backend")
         if self.kind == "cpu":

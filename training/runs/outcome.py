@@ -168,21 +168,25 @@ def exception_class(name: str, message: str) -> str | None:
 
 def last_exception(log: Path) -> tuple[str, str] | None:
     """Class and message of the traceback a log ends with, None when it does not end with one."""
+    lines = last_traceback(log)
+    match = EXCEPTION.match(lines[-1]) if lines else None
+    return (match.group(1), (match.group(2) or "").strip()[:300]) if match else None
+
+
+def last_traceback(log: Path) -> list[str]:
+    """The traceback a log ends with, from its first frame within reach to the exception; [] when there is none."""
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - LOG_END_BYTES))
             lines = file.read(LOG_END_BYTES).decode("utf-8", "replace").rstrip().splitlines()
     except OSError:
-        return None
+        return []
     frames = [number for number, line in enumerate(lines) if FRAME.match(line)]
     for number in range(frames[-1] + 1 if frames else len(lines), len(lines)):
-        match = EXCEPTION.match(lines[number])
-        if match:
-            if len(lines) - number - 1 > LINES_AFTER_EXCEPTION:
-                return None
-            return match.group(1), (match.group(2) or "").strip()[:300]
-    return None
+        if EXCEPTION.match(lines[number]):
+            return [] if len(lines) - number - 1 > LINES_AFTER_EXCEPTION else lines[frames[0] : number + 1]
+    return []
 
 
 def trainer_summary(folder: Path, started: float) -> dict[str, Any] | None:

@@ -1,0 +1,270 @@
+"""Alerts say what is wrong, once, and nothing about what is well."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alert_logs import HEALTHY, TROUBLED, Case
+from healthy_curves import healthy
+
+from training.hardware.status import Cpu, Device, HardwareStatus
+from training.runs import outcome
+from training.runs.alerts.alert import SUGGESTIONS, Alert, write_once
+from training.runs.alerts.curve import Curve
+from training.runs.alerts.ending import record_end
+from training.runs.alerts.machine import DeviceRules, DiskRule
+from training.runs.alerts.watch import Watch
+from training.runs.outcome import Evidence
+from training.runs.progress import alerts
+from training.runs.records import RunRecord
+from workspace import clock, durable
+from workspace.errors import NotFound
+from workspace.layout import Workspace
+from workspace.settings import AlertSettings, Settings
+
+GIB = 2**30
+CPU = Cpu(
+    model="test", architecture="x86_64", physical_cores=1, logical_cores=2, usable_cores=2,
+    memory_total_bytes=64 * GIB, memory_available_bytes=32 * GIB, memory_used_bytes=32 * GIB,
+)  # fmt: skip
+
+
+class Machine:
+    """Stands in for the sampler: a machine without accelerators."""
+
+    def latest(self) -> HardwareStatus:
+        return HardwareStatus(time=clock.now(), backend="cpu", backend_reason="test", devices=[], cpu=CPU)
+
+    def history(self, device: str = "cpu", since: float | None = None, points: int = 60) -> list[Any]:
+        raise NotFound("no such device")
+
+
+class OneRun:
+    """Stands in for the manager: one running run, and what it was asked to stop for."""
+
+    def __init__(self) -> None:
+        self.running = True
+        self.stopped: list[tuple[str, str]] = []
+
+    def watched(self) -> list[RunRecord]:
+        return [record()] if self.running else []
+
+    def stop(self, run_id: str, reason: str = "", by: str = "user") -> RunRecord:
+        self.stopped.append((reason, by))
+        return record()
+
+
+def record() -> RunRecord:
+    return RunRecord(
+        id="run-0001", state="running", kind="script", name="train.py", purpose="run", created_at=clock.now(),
+        started_at=clock.now(), devices=["cpu"], folder="runs/run-0001",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    found = Workspace(tmp_path)
+    found.create_folders()
+    found.run_dir("run-0001").mkdir()
+    return found
+
+
+class Hands:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watch(workspace: Workspace, runs: OneRun, clock: Any = time.time, **policies: str) -> Watch:
+    return Watch(workspace, Settings.model_validate({"alerts": policies}), runs, Machine(), clock)
+
+
+def play(workspace: Workspace, case: Case) -> list[dict[str, Any]]:
+    """Let the run of `case` happen, watched as the service does; its alerts."""
+    folder, runs = workspace.run_dir("run-0001"), OneRun()
+    hands = Hands()
+    began = hands.now
+    watching = watch(workspace, runs, hands)
+    (folder / "train.log").write_text(case.log)
+    for entry in case.metrics():
+        due = began + entry.pop("after")
+        while hands.now < due - 20:
+            hands.now += 20
+            watching.round()
+        hands.now = due
+        line = json.dumps({"time": clock.from_epoch(due)} | entry) + "\n"
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(line[:-7])
+            file.flush()
+            if entry["step"] % 10 == 0:
+                watching.round()  # sees a line torn in the middle
+            file.write(line[-7:])
+    silent_until = hands.now + case.silent_s
+    while hands.now < silent_until:
+        hands.now += min(20, case.silent_s)
+        watching.round()
+    runs.running = False
+    if case.end is not None:
+        exception = outcome.last_exception(folder / "train.log")
+        seen = Evidence("script", memory_kill=case.memory_kill, exception=exception)
+        record_end(folder, outcome.decide(case.end, case.stop, seen), AlertSettings().model_dump())
+    return alerts(folder)
+
+
+@pytest.mark.parametrize("case", [*HEALTHY, *TROUBLED], ids=lambda case: case.name)
+def test_exactly_the_alerts_a_run_calls_for(workspace: Workspace, case: Case) -> None:
+    found = play(workspace, case)
+    assert {alert["class"] for alert in found} == case.alerts
+    assert len(found) == len(case.alerts)
+    for alert in found:
+        assert alert["severity"] in ("warn", "stop") and alert["evidence"] and alert["suggestion"], alert
+        assert alert["numbers"] or case.end is not None
+    assert "hunter22" not in json.dumps(found)
+
+
+def test_the_evidence_of_an_end_is_the_traceback(workspace: Workspace) -> None:
+    (alert,) = play(workspace, next(case for case in TROUBLED if case.alerts == {"oom"}))
+    assert alert["evidence"][0].strip().startswith('File "/home/u/train.py", line 61')
+    assert alert["evidence"][-1].startswith("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert alert["numbers"]["step"] == 40 and alert["numbers"]["exit_code"] == 1
+
+
+def test_false_alarms_on_four_hundred_healthy_runs() -> None:
+    """Measured: none in 1,000 (seeds 0 to 999), 95 % certain below 0.3 %. Here a part of them, as a bound."""
+    alarms = [(seed, name) for seed in range(400) if (name := _alarms(seed))]
+    assert len(alarms) <= 2, alarms
+
+
+@pytest.mark.slow
+def test_false_alarms_on_a_thousand_healthy_runs() -> None:
+    alarms = [(seed, name) for seed in range(1000) if (name := _alarms(seed))]
+    print(f"{len(alarms)} of 1,000 healthy runs raised an alert: {alarms}")
+    assert len(alarms) <= 5
+
+
+def _alarms(seed: int) -> set[str]:
+    curve, found = Curve(80 * 10**9), set()
+    for entry, at in healthy(seed):
+        found |= {alert.rule for alert in curve.add(entry, at)}
+        if (alert := curve.stalled(at + 60, 0.0)) is not None:
+            found.add(alert.rule)
+    return found
+
+
+def test_memory_and_time_of_the_rules_do_not_grow_with_the_run() -> None:
+    curve = Curve()
+    for step in range(20_000):
+        list(curve.add({"step": step, "elapsed_s": step / 4, "loss": 3 + 1 / (1 + step), "lr": 1e-3}, step / 4))
+    assert curve.losses.count == 20_000
+    assert len(curve.losses.values()) <= curve.losses.capacity
+    assert max(len(curve.recent), len(curve.speeds), len(curve.intervals)) <= 2048
+
+
+def test_an_alert_is_written_once_whoever_finds_it_again(workspace: Workspace) -> None:
+    case = next(case for case in TROUBLED if case.alerts == {"nan"})
+    assert len(play(workspace, case)) == 1
+    for _ in range(2):  # services that start anew and read everything again
+        watch(workspace, OneRun()).round()
+    assert len(alerts(workspace.run_dir("run-0001"))) == 1
+    folder = workspace.run_dir("run-0001")
+    assert not write_once(folder, Alert("nan", "again"), "warn")
+    assert write_once(folder, Alert("thermal", "hot", device="cuda:0"), "warn")
+    assert write_once(folder, Alert("thermal", "hot", device="cuda:1"), "warn")
+
+
+def test_a_rule_that_stops_stops_the_run_also_after_a_kill(workspace: Workspace) -> None:
+    folder = workspace.run_dir("run-0001")
+    lines = [json.dumps({"step": n, "loss": float("nan") if n == 5 else 2.0}) + "\n" for n in range(6)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    runs = OneRun()
+    watch(workspace, runs, nan="stop").round()
+    assert [reason for reason, _ in runs.stopped] == ["nan: loss is nan at step 5"]
+    assert alerts(folder)[0]["severity"] == "stop"
+    again = OneRun()  # killed between writing and stopping
+    watch(workspace, again, nan="stop").round()
+    assert len(again.stopped) == 1
+    lenient = OneRun()  # the policy was changed since
+    watch(workspace, lenient, nan="warn").round()
+    assert lenient.stopped == []
+
+
+def test_a_rule_that_is_off_says_nothing(workspace: Workspace) -> None:
+    (workspace.run_dir("run-0001") / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    runs = OneRun()
+    watch(workspace, runs, nan="off").round()
+    assert alerts(workspace.run_dir("run-0001")) == [] and runs.stopped == []
+
+
+def test_metrics_written_anew_are_read_anew(workspace: Workspace) -> None:
+    """A resumed run drops the records after its checkpoint."""
+    metrics = workspace.run_dir("run-0001") / "metrics.jsonl"
+    metrics.write_text("".join(f'{{"step": {n}, "loss": 2.0}}\n' for n in range(50)))
+    watching = watch(workspace, OneRun())
+    watching.round()
+    durable.write_text(metrics, '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n')
+    watching.round()
+    assert [alert["numbers"]["step"] for alert in alerts(workspace.run_dir("run-0001"))] == [2]
+
+
+# -- devices and disk --------------------------------------------------------------------------------------------------
+
+
+def gpu(index: int, **values: Any) -> Device:
+    return Device(id=f"cuda:{index}", backend="cuda", index=index, uuid=f"GPU-{index}", name="Test GPU", **values)
+
+
+def test_one_device_works_and_another_does_not() -> None:
+    busy = {"GPU-0": 99.0, "GPU-1": 10.0}
+    rules = DeviceRules(lambda uuid, seconds: (busy[uuid], 0.9))
+    devices = [gpu(0), gpu(1)]
+    assert list(rules.check(devices, age_s=60)) == []  # it has just begun
+    (alert,) = rules.check(devices, age_s=1000)
+    assert alert.rule == "imbalance" and alert.numbers == {"cuda:0 percent": 99.0, "cuda:1 percent": 10.0}
+    busy["GPU-1"] = 80.0
+    assert list(rules.check(devices, age_s=1000)) == []
+
+
+def test_a_device_that_is_hardly_used() -> None:
+    seen: dict[str, tuple[float, float] | None] = {"GPU-0": (41.0, 0.95)}
+    rules = DeviceRules(lambda uuid, seconds: seen[uuid])
+    assert list(rules.check([gpu(0)], age_s=300)) == []
+    (alert,) = rules.check([gpu(0)], age_s=500)
+    assert (alert.rule, alert.text) == ("utilisation_low", "used by 41 % over 5 minutes (cuda:0 41 %)")
+    for unknown in ((41.0, 0.2), None):  # hardly sampled, or not at all: nothing can be said
+        seen["GPU-0"] = unknown
+        assert list(rules.check([gpu(0)], age_s=500)) == []
+
+
+def test_heat_that_lasts() -> None:
+    rules = DeviceRules(lambda uuid, seconds: None)
+    hot = gpu(0, temperature_c=91.0, temperature_slowdown_c=90.0, throttle_reasons=["thermal, hardware"])
+    capped = gpu(0, throttle_reasons=["power cap"])
+    for device in (hot, hot, capped, hot, hot):  # never three readings in a row
+        assert list(rules.check([device], age_s=10)) == []
+    (alert,) = rules.check([hot], age_s=10)
+    assert alert.rule == "thermal" and alert.device == "cuda:0" and "at 91 C" in alert.text
+
+
+def test_a_disk_that_fills() -> None:
+    rule = DiskRule()
+    assert all(rule.check(t, 200 * GIB - t * 10**6) is None for t in range(0, 600, 30))  # slowly: days are left
+    rule = DiskRule()
+    told = [rule.check(t, 50 * GIB - t * 10**8) for t in range(0, 300, 30)]
+    first = next(alert for alert in told if alert)
+    assert first.numbers["bytes_per_s"] == 10**8 and first.numbers["full_in_s"] < 600
+    rule = DiskRule()
+    sawtooth = [50 * GIB - (t % 90) * 10**8 for t in range(0, 600, 30)]  # checkpoints come and go
+    assert not any(rule.check(30.0 * n, free) for n, free in enumerate(sawtooth))
+    assert DiskRule().check(0, GIB // 2) is not None
+
+
+def test_every_rule_can_be_set_and_has_a_suggestion() -> None:
+    assert set(AlertSettings.model_fields) == set(SUGGESTIONS)
