@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from experiments import patches
 from workspace.errors import Refused, closest
 
 Kind = Literal["superiority", "non_inferiority", "cost"]
@@ -48,6 +49,7 @@ YARDSTICK = {
     "data.audit_percent": "it changes what the audit is measured on",
     "search_space": "it is a note for proposers and changes nothing that is trained",
 }
+LATER_FIELDS = ("patch", "changed_assumption")
 MOVEMENT = re.compile(
     r"\b(lower|higher|reduc|rais|increas|decreas|halv|doubl|tripl|short|long|fewer|more|less|deep|shallow|wide|"
     r"narrow|fast|slow|small|larg|without|drop|remov|same|equal)",
@@ -61,7 +63,8 @@ class Hypothesis(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     statement: str = Field(max_length=600, description="one sentence: what is changed, and what it does to the metric")
-    change: dict[str, Value] = Field(description='settings of recipe/recipe.toml, e.g. {"optimizer.matrix_lr": 0.02}')
+    change: dict[str, Value] = Field({}, description='settings of recipe.toml, e.g. {"optimizer.matrix_lr": 0.02}')
+    patch: str | None = Field(None, description="a unified diff of files under recipe/, besides or instead of change")
     metric: str = Field("val_bpb", max_length=80, description="a number of the run's summary")
     direction: Direction = Field(description="which way the metric gets better")
     kind: Kind = Field(
@@ -79,6 +82,9 @@ class Hypothesis(BaseModel):
     citations: list[str] = Field([], max_length=40, description="ids of passages and experiments it rests on")
     category: str | None = Field(None, max_length=60, description="e.g. optimizer, schedule, architecture")
     repeat_of: str | None = Field(None, max_length=40, description="the experiment this one repeats on purpose")
+    changed_assumption: str | None = Field(
+        None, max_length=600, description="what has changed since a similar experiment was tried"
+    )
 
     @field_validator("statement")
     @classmethod
@@ -103,7 +109,7 @@ class Hypothesis(BaseModel):
 
     def _problem(self) -> str | None:
         """Why this cannot be tested, or None."""
-        if not self.change:
+        if not self.change and not self.patch:
             return "it changes nothing, so nothing can be learnt from it"
         if not self.metric.strip():
             return "it names no metric, so no result could contradict it"
@@ -119,12 +125,8 @@ class Hypothesis(BaseModel):
                 f"{self.metric} gets better when it is {known}; direction says which way is better, "
                 f"and {self.direction!r} would keep a worse recipe"
             )
-        for key in self.change:
-            for part, reason in YARDSTICK.items():
-                if key == part or key.startswith(part + "."):
-                    return f"{key} cannot be part of a change: {reason}"
-            if key.startswith("budget.") and self.kind == "superiority":
-                return f"{key} cannot win: more budget is not a better recipe (a smaller one: kind non_inferiority)"
+        if problem := _moves_yardstick(self.change, self.kind):
+            return problem
         if (
             self.predicted_effect is not None
             and self.kind != "non_inferiority"
@@ -137,15 +139,19 @@ class Hypothesis(BaseModel):
         return None if _concrete(self) else "the statement is too vague to be wrong: it names no setting and no outcome"
 
     def canonical(self) -> str:
-        """The text that is hashed: JSON with sorted keys."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        """The text that is hashed: JSON with sorted keys. Fields of later versions are left out where they are unused,
+        so that a hypothesis that was frozen before keeps its hash."""
+        unused = {name for name in LATER_FIELDS if getattr(self, name) is None}
+        content = self.model_dump(mode="json", exclude=unused)
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     def digest(self) -> str:
         return hashlib.sha256(self.canonical().encode("utf-8")).hexdigest()
 
     def describe_change(self) -> str:
-        """`optimizer.matrix_lr = 0.02, model.depth = 6`."""
-        return ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.change.items())
+        """`optimizer.matrix_lr = 0.02, patch of recipe/model.py (+3 -1)`."""
+        parts = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.change.items()]
+        return ", ".join([*parts, patches.summary(self.patch)] if self.patch else parts)
 
 
 def parse(values: Mapping[str, Any] | Hypothesis) -> Hypothesis:
@@ -169,7 +175,9 @@ def parse(values: Mapping[str, Any] | Hypothesis) -> Hypothesis:
 def example(values: Mapping[str, Any]) -> dict[str, Any]:
     """The hypothesis `values` tries to be, with everything a testable one needs."""
     change = values.get("change")
-    if not isinstance(change, Mapping) or not change or not all(_allowed(str(k), v) for k, v in change.items()):
+    if not change and isinstance(values.get("patch"), str) and values["patch"].strip():
+        change = {}
+    elif not isinstance(change, Mapping) or not change or not all(_allowed(str(k), v) for k, v in change.items()):
         change = {"optimizer.matrix_lr": 0.02}
     metric = values.get("metric")
     metric = metric if isinstance(metric, str) and metric.strip() else "val_bpb"
@@ -180,14 +188,31 @@ def example(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(effect, bool) or not isinstance(effect, int | float) or not math.isfinite(effect) or effect <= 0:
         effect = 0.005
     changed = " and ".join(f"{key} to {json.dumps(value)}" for key, value in list(change.items())[:3])
+    begin = f"Setting {changed}" if changed else "This patch of the model"
     return {
-        "statement": f"Setting {changed} makes {metric} {direction} by at least {effect:g}",
-        "change": dict(change),
+        "statement": f"{begin} makes {metric} {direction} by at least {effect:g}",
+        **({"change": dict(change)} if change else {"patch": values.get("patch")}),
         "metric": metric,
         "direction": direction,
         "smallest_effect": effect,
         "why": "what makes you expect it",
     }
+
+
+def check_yardstick(keys: Iterable[str], kind: str) -> None:
+    """Raises `Refused` when one of these settings, changed by a patch, decides how scores are taken."""
+    if problem := _moves_yardstick(sorted(keys), kind):
+        raise Refused(problem)
+
+
+def _moves_yardstick(keys: Iterable[str], kind: str) -> str | None:
+    for key in keys:
+        for part, reason in YARDSTICK.items():
+            if key == part or key.startswith(part + "."):
+                return f"{key} cannot be part of a change: {reason}"
+        if key.startswith("budget.") and kind == "superiority":
+            return f"{key} cannot win: more budget is not a better recipe (a smaller one: kind non_inferiority)"
+    return None
 
 
 def _allowed(key: str, value: Any) -> bool:
@@ -202,7 +227,6 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         reasons = {
             "statement": "it states nothing",
-            "change": "it names no change, so nothing can be learnt from it",
             "direction": "it names no direction, so no result could contradict it",
             "smallest_effect": "it does not say which effect would be worth having, so any noise would do",
         }
@@ -218,6 +242,8 @@ def _concrete(hypothesis: Hypothesis) -> bool:
     if len(words) < 4:
         return False
     names = {hypothesis.metric.lower(), "bpb", "loss", "bits per byte", "perplexity", "memory"}
+    if hypothesis.patch:
+        names.update(("model", "optimizer", "layer", "attention", "schedule", "rate", "recipe"))
     for key in hypothesis.change:
         names.update(part for part in re.split(r"[._]", key.lower()) if len(part) >= 3)
     named = any(name in text for name in names)

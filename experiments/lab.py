@@ -157,7 +157,11 @@ class Experiments:
         if claim.repeat_of is not None:
             self.get(claim.repeat_of)
         recipe = preflight.with_budget(load_recipe(self.workspace.recipe_dir), budget)
-        apply(recipe, claim.change, source="change")
+        if claim.patch is None:
+            apply(recipe, claim.change, source="change")
+        else:
+            parent = self.lineage.parent(self.ledger.best())
+            self.machine.preflight.changed_files(parent.commit, claim)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

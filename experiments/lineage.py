@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from experiments import patches
 from experiments.record import Best
 from workspace import durable
 from workspace.clock import parse
@@ -77,9 +78,9 @@ class Lineage:
             notes.append(FIRST_COMMIT.format(branch=branch))
         files = self._working_recipe()
         tree = self._tree_with_recipe(head, files)
-        base = self._recipe_tree(tree)
-        if best and self._resolve(best.commit) and base in (best.base, self._recipe_tree(best.commit)):
-            return Parent(best.commit, self._recipe_tree(best.commit), best.base, tuple(notes))
+        base = self.recipe_tree(tree)
+        if best and self._resolve(best.commit) and base in (best.base, self.recipe_tree(best.commit)):
+            return Parent(best.commit, self.recipe_tree(best.commit), best.base, tuple(notes))
         if tree == self._git("rev-parse", f"{head}^{{tree}}"):
             return Parent(head, base, base, tuple(notes))
         # dated like its parent, so that the same recipe is the same commit however often it is looked at
@@ -97,8 +98,7 @@ class Lineage:
         folder.mkdir(parents=True, exist_ok=True)
         if commit not in self._contents:
             self._contents[commit] = {
-                path: (self._bytes("cat-file", "blob", blob), mode == "100755")
-                for mode, blob, path in self._entries(commit)
+                path: (self._content(blob, path), mode == "100755") for mode, blob, path in self._entries(commit)
             }
         wanted = {folder / path: content for path, content in self._contents[commit].items()}
         for present in sorted(folder.rglob("*")):
@@ -110,6 +110,41 @@ class Lineage:
                 durable.write_bytes(file, content, mode=0o755 if executable else 0o644)
         return folder
 
+    def patched(self, parent: str, patch: str) -> dict[str, bytes | None]:
+        """The files of recipe/ a patch (paths relative to the workspace) changes in `parent`; None = deleted.
+
+        Raises `Refused` when it does not apply, or changes anything that is no plain file of the recipe.
+        """
+        patches.names(patch)
+        text = patch if patch.endswith("\n") else patch + "\n"
+        folder = self._recipe_path.removesuffix(self.workspace.recipe_dir.name)
+        options = [f"--directory={folder}"] if folder else []
+        with self._index() as index:
+            self._git("read-tree", parent, index=index)
+            try:
+                self._bytes(
+                    "apply", "--cached", "--recount", "--whitespace=nowarn", *options, "-",
+                    feed=text.encode("utf-8", "replace"), index=index, top=True,
+                )  # fmt: skip
+            except Unavailable as error:
+                if not error.problem.startswith("git apply failed"):
+                    raise
+                raise patches.explain(error) from error
+            tree = self._git("write-tree", index=index)
+        found: dict[str, bytes | None] = {}
+        fields = self._bytes("diff-tree", "-r", "-z", "--raw", "--no-renames", parent, tree).split(b"\0")[:-1]
+        for meta, raw_path in zip(fields[::2], fields[1::2], strict=True):
+            path = raw_path.decode("utf-8", "replace")
+            name = path.removeprefix(f"{self._recipe_path}/")
+            mode, blob = meta.split()[1].decode(), meta.split()[3].decode()
+            if name == path or name not in patches.FILES or mode not in ("100644", "000000"):
+                raise patches.refused(f"touches {path[:100]!r}, which is no plain file of the recipe")
+            found[name] = None if mode == "000000" else self._bytes("cat-file", "blob", blob)
+        if not found:
+            raise patches.refused("changes nothing")
+        patches.check_files(found)
+        return found
+
     def patch(self, parent: str, commit: str) -> str:
         """The difference of two commits inside recipe/, as a patch."""
         return self._bytes(
@@ -120,22 +155,49 @@ class Lineage:
         """The commit a ref below the lab's prefix points at."""
         return self._resolve(f"refs/heads/{self.prefix}/{name}")
 
+    def against(self, commit: str, base: str) -> tuple[dict[str, bytes | None], list[str]]:
+        """What to write into the user's recipe/ so that it is as in `commit` (None: delete), and the files that cannot
+        be: changed by the user, neither as in `base` (the tree the experiment went back to) nor as in `commit`."""
+        root = self._recipe_path + "/"
+        theirs = {path: blob for _, blob, path in self._entries(commit)}
+        before = {path: blob for _, blob, path in self._tree_entries(base)} if base else {}
+        mine = {path.removeprefix(root): blob for _, blob, path in self._working_recipe()}
+        write: dict[str, bytes | None] = {}
+        conflicts = []
+        for name in sorted({*theirs, *before, *mine}):
+            if mine.get(name) == theirs.get(name) or (name not in theirs and name not in before):
+                continue
+            if mine.get(name) != before.get(name):
+                conflicts.append(name)
+            else:
+                write[name] = self._content(theirs[name], name) if name in theirs else None
+        return write, conflicts
+
     # -- what is written ----------------------------------------------------------------------------------------------
 
-    def commit(self, parent: str, files: Mapping[str, bytes], message: str, when: str) -> str:
-        """A commit on `parent` with some files of recipe/ replaced. The same arguments give the same commit.
+    def commit(self, parent: str, files: Mapping[str, bytes | None], message: str, when: str) -> str:
+        """A commit on `parent` with some files of recipe/ replaced (None: deleted). The same arguments give the same
+        commit. The files are as they lie in a folder: what git's filters make of them is committed.
 
         `when` is its date, ISO 8601. Nothing points at it yet: see `point`.
         """
         with self._index() as index:
             self._git("read-tree", parent, index=index)
             lines = []
-            for path, content in files.items():
-                blob = self._bytes("hash-object", "-w", "--stdin", feed=content).decode().strip()
-                lines.append(f"100644 {blob}\t{self._recipe_path}/{path}\0")
+            for name, content in files.items():
+                path = f"{self._recipe_path}/{name}"
+                if content is None:
+                    lines.append(f"0 {'0' * len(parent)}\t{path}\0")
+                    continue
+                blob = self._bytes("hash-object", "-w", "--stdin", f"--path={path}", feed=content, top=True)
+                lines.append(f"100644 {blob.decode().strip()}\t{path}\0")
             self._git("update-index", "-z", "--index-info", feed="".join(lines).encode("utf-8"), index=index)
             tree = self._git("write-tree", index=index)
         return self._commit_tree(tree, [parent], message, when)
+
+    def reword(self, commit: str, parent: str, message: str, when: str) -> str:
+        """The commit's tree on `parent` with another message. Nothing points at it yet."""
+        return self._commit_tree(self._git("rev-parse", f"{commit}^{{tree}}"), [parent], message, when)
 
     def point(self, name: str, commit: str, *, only_if_free: bool = False) -> str | None:
         """Set the ref `<prefix>/name`; returns its full name, or None where a checkout of the user's is on it.
@@ -188,6 +250,10 @@ class Lineage:
         prefix = self._git("rev-parse", "--show-prefix")
         return f"{prefix}{self.workspace.recipe_dir.name}"
 
+    @cached_property
+    def _top(self) -> Path:
+        return Path(self._git("rev-parse", "--show-toplevel"))
+
     def _working_recipe(self) -> list[tuple[str, str, str]]:
         """(mode, blob, path) of the files of recipe/ as they lie in the folder, those git ignores left out."""
         listed = self._bytes(
@@ -209,9 +275,9 @@ class Lineage:
             kept.append((name, "100755" if status.st_mode & 0o100 else "100644"))
         if not kept:
             return []
-        feed = "".join(f"{name}\n" for name, _ in kept).encode("utf-8", "surrogateescape")
-        blobs = self._git("hash-object", "-w", "--no-filters", "--stdin-paths", feed=feed).split()
         root = self._recipe_path[: -len(self.workspace.recipe_dir.name)]
+        feed = "".join(f"{root}{name}\n" for name, _ in kept).encode("utf-8", "surrogateescape")
+        blobs = self._bytes("hash-object", "-w", "--stdin-paths", feed=feed, top=True).decode().split()
         return [(mode, blob, root + name) for (name, mode), blob in zip(kept, blobs, strict=True)]
 
     def _tree_with_recipe(self, head: str, files: Sequence[tuple[str, str, str]]) -> str:
@@ -223,18 +289,28 @@ class Lineage:
             self._git("update-index", "-z", "--index-info", feed=b"".join(gone + new), index=index)
             return self._git("write-tree", index=index)
 
-    def _recipe_tree(self, commit: str) -> str:
+    def recipe_tree(self, commit: str) -> str:
+        """The tree id of recipe/ in a commit (or tree); "" when it has none."""
         answer = self._run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}:{self._recipe_path}"])
         return answer.stdout.decode().strip() if answer.returncode == 0 else ""
 
+    def _content(self, blob: str, path: str) -> bytes:
+        """A blob as it lies in a folder, through the user's filters (line ends, LFS)."""
+        return self._bytes("cat-file", "--filters", f"--path={self._recipe_path}/{path}", blob, top=True)
+
     def _entries(self, commit: str) -> Iterator[tuple[str, str, str]]:
-        listed = self._bytes("ls-tree", "-r", "-z", "--full-tree", commit, "--", self._recipe_path + "/")
+        recipe = self.recipe_tree(commit)
+        return self._tree_entries(recipe) if recipe else iter(())
+
+    def _tree_entries(self, tree: str) -> Iterator[tuple[str, str, str]]:
+        """(mode, blob, path) of the plain files below a tree."""
+        listed = self._bytes("ls-tree", "-r", "-z", "--full-tree", tree)
         for line in listed.decode("utf-8", "surrogateescape").split("\0"):
             if line:
                 meta, path = line.split("\t", 1)
                 mode, kind, blob = meta.split(" ")
                 if kind == "blob" and mode.startswith("100"):
-                    yield mode, blob, path.removeprefix(self._recipe_path + "/")
+                    yield mode, blob, path
 
     def _commit_tree(self, tree: str, parents: Sequence[str], message: str, when: str) -> str:
         date = f"@{int(parse(when).timestamp())} +0000"
@@ -306,7 +382,7 @@ class Lineage:
         options = [part for key, value in CONFIGURATION.items() for part in ("-c", f"{key}={value}")]
         folder = self.workspace.root
         if top:
-            folder = Path(self._git("rev-parse", "--show-toplevel"))
+            folder = self._top
         try:
             return subprocess.run(
                 ["git", *options, *arguments],

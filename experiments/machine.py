@@ -24,7 +24,7 @@ from experiments.preflight import Preflight, Refusal, configuration, trailers
 from experiments.record import Arm, Best, ExperimentRecord, Score, Step, VerdictName
 from experiments.results import Results
 from experiments.verdict import SEEDS, Role, Verdict, judge, ready_for_look, seed_of, wanted
-from training.config import RECIPE_NAME, TrainingConfig
+from training.config import TrainingConfig
 from training.runs.records import LIVE, Purpose, RunRecord, RunRequest
 from workspace import clock
 from workspace.errors import LabError
@@ -215,9 +215,9 @@ class Machine:
             notes = [*notes, "Kept against its parent; another experiment became the best meanwhile: try it on top."]
         commit = None
         if record.parent is not None and record.candidate is not None:
-            text = (self.lineage.materialise(record.candidate.commit) / RECIPE_NAME).read_bytes()
             message = final_message(record)
-            commit = self.lineage.commit(record.parent.commit, {RECIPE_NAME: text}, message, record.steps[-1].at)
+            candidate, parent = record.candidate.commit, record.parent.commit
+            commit = self.lineage.reword(candidate, parent, message, record.steps[-1].at)
         decided = record.model_copy(
             update={
                 "state": "record",

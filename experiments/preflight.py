@@ -6,17 +6,20 @@ memory, earlier experiments and the effective fingerprint are looked at. Running
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import hypothesis as hypothesis_module
 from experiments import recipe
+from experiments.hypothesis import Hypothesis
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.ports import Device, Fingerprinter, MemoryPort, RecipeFailure
 from experiments.record import Arm, Duplicate, ExperimentRecord, ParentRef, VerdictName
-from training.config import RECIPE_NAME, TrainingConfig, apply, load_config, load_recipe, value_of
+from training.config import RECIPE_NAME, TrainingConfig, apply, knobs, load_config, load_recipe, value_of
 from training.size import parameter_counts, predict_memory
 from workspace.errors import LabError, Refused, Unavailable
 
@@ -60,9 +63,11 @@ class Preflight:
             return record, Refusal("invalid", f"Invalid: {error}", error.fix)
 
     def current(self, record: ExperimentRecord) -> bool:
-        """Is the parent chosen at preflight still what a new experiment would start from?"""
+        """Is the recipe chosen at preflight still what a new experiment would start from? A commit of the user's that
+        leaves recipe/ alone does not change that."""
         assert record.parent is not None
-        return self.lineage.parent(self.ledger.best()).commit == record.parent.commit
+        now = self.lineage.parent(self.ledger.best())
+        return now.recipe == self.lineage.recipe_tree(record.parent.commit) and now.base == record.parent.base
 
     def _examine(self, record: ExperimentRecord) -> tuple[ExperimentRecord, Refusal | None]:
         best = self.ledger.best()
@@ -70,15 +75,12 @@ class Preflight:
         control_dir = self.lineage.materialise(parent.commit)
         plain = load_recipe(control_dir)
         control = with_budget(plain, record.budget)
-        candidate = apply(control, record.hypothesis.change)
-        text = control_dir / RECIPE_NAME
-        edited = recipe.edit(text.read_text(encoding="utf-8") if text.exists() else "", record.hypothesis.change)
-        commit = self.lineage.commit(
-            parent.commit, {RECIPE_NAME: edited.encode("utf-8")}, proposal_message(record), record.created_at
-        )
+        files, changed = self.changed_files(parent.commit, record.hypothesis)
+        candidate = apply(with_budget(changed, record.budget), record.hypothesis.change)
+        commit = self.lineage.commit(parent.commit, files, proposal_message(record), record.created_at)
         self.lineage.point(record.id, commit)
         candidate_dir = self.lineage.materialise(commit)
-        if load_recipe(candidate_dir) != apply(plain, record.hypothesis.change):
+        if load_recipe(candidate_dir) != apply(changed, record.hypothesis.change):
             raise Refused("the committed recipe does not say what was proposed", fix=f"mend {RECIPE_NAME}")
         made_by = best.experiment if best and best.commit == parent.commit else None
         maker = self.ledger.get(made_by) if made_by else None
@@ -95,6 +97,30 @@ class Preflight:
         )
         return self._look(record, control, candidate, control_dir, candidate_dir)
 
+    def changed_files(
+        self, parent: str, hypothesis: Hypothesis
+    ) -> tuple[dict[str, bytes | None], TrainingConfig]:
+        """The files of recipe/ that differ from the parent's, and the settings after the patch, before the change.
+
+        Raises `Refused` for a patch that does not apply, does not parse, or moves the yardstick.
+        """
+        control_dir = self.lineage.materialise(parent)
+        files = self.lineage.patched(parent, hypothesis.patch) if hypothesis.patch else {}
+        plain = load_recipe(control_dir)
+        present = control_dir / RECIPE_NAME
+        text = present.read_text(encoding="utf-8") if present.exists() else ""
+        if RECIPE_NAME in files:
+            text = (files[RECIPE_NAME] or b"").decode("utf-8")
+            changed = load_config({k: v for k, v in tomllib.loads(text).items() if k != "search_space"}, source="patch")
+            hypothesis_module.check_yardstick(
+                {key for key, _ in knobs() if value_of(plain, key) != value_of(changed, key)}, hypothesis.kind
+            )
+            plain = changed
+        apply(plain, hypothesis.change, source="change")
+        if hypothesis.change:
+            files[RECIPE_NAME] = recipe.edit(text, hypothesis.change).encode("utf-8")
+        return files, plain
+
     def _look(
         self,
         record: ExperimentRecord,
@@ -103,8 +129,10 @@ class Preflight:
         control_dir: Path,
         candidate_dir: Path,
     ) -> tuple[ExperimentRecord, Refusal | None]:
-        if control == candidate:
+        assert record.control is not None and record.candidate is not None
+        if record.control.digest == record.candidate.digest:
             already = ", ".join(f"{key} is {value_of(control, key)!r}" for key in record.hypothesis.change)
+            already = already or record.hypothesis.describe_change()
             return record, Refusal("no_effect", f"No effect: the parent already has it ({already}).")
         record, refusal = self._repeats(record)
         if refusal:
@@ -132,7 +160,9 @@ class Preflight:
         """Can a change that leaves the mathematics alone still matter? In a budget of seconds, speed buys steps."""
         if record.hypothesis.kind != "superiority" or record.hypothesis.metric not in QUALITY:
             return True
-        return control.budget.kind == "seconds" and any(key in SPEED for key in record.hypothesis.change)
+        # code that computes the same may do it faster
+        faster = record.hypothesis.patch is not None or any(key in SPEED for key in record.hypothesis.change)
+        return control.budget.kind == "seconds" and faster
 
     def _repeats(self, record: ExperimentRecord) -> tuple[ExperimentRecord, Refusal | None]:
         assert record.control is not None and record.candidate is not None

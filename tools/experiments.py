@@ -26,7 +26,10 @@ Verdict = Literal["keep", "discard", "inconclusive", "no_effect", "crash", "inva
 
 class ProposeArguments(Arguments):
     statement: str = Field(max_length=600, description="one sentence: what is changed, and what it does to the metric")
-    change: dict[str, Any] = Field(description='settings of the recipe, e.g. {"optimizer.matrix_lr": 0.02}')
+    change: dict[str, Any] | None = Field(None, description='settings, e.g. {"optimizer.matrix_lr": 0.02}')
+    patch: str | None = Field(
+        None, max_length=100_000, description="unified diff of recipe/{recipe.toml,model.py,optim.py}; or with change"
+    )
     metric: str = Field(max_length=80, description="a number of the run's summary; val_bpb is the usual one")
     direction: Literal["lower", "higher"] = Field(description="which way the metric gets better")
     smallest_effect: float = Field(

@@ -37,7 +37,7 @@ def test_a_good_one_is_taken_and_its_hash_is_its_content() -> None:
         (without("direction"), "names no direction"),
         (GOOD | {"metric": " "}, "names no metric"),
         (GOOD | {"change": {}}, "changes nothing"),
-        (without("change"), "names no change"),
+        (without("change"), "changes nothing"),
         (without("smallest_effect"), "worth having"),
         (GOOD | {"smallest_effect": 0}, "smallest_effect"),
         (GOOD | {"smallest_effect": float("nan")}, "smallest_effect"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from experiments_bench import BETTER, Bench
 from users_repository import git, make, untouchable
 
 from experiments.lineage import FIRST_COMMIT, SNAPSHOT, Lineage
@@ -180,3 +181,31 @@ def test_without_a_repository_the_error_says_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nonsense"))  # the caller's git variables do not reach ours
     with pytest.raises(Unavailable, match="git init"):
         Lineage(workspace).parent(None)
+
+
+def test_git_filters_make_no_change_of_their_own(tmp_path: Path) -> None:
+    """With line ends translated, a recipe nobody touched is the commit's, and a change is one line."""
+    workspace = make(tmp_path / "lab", commit=False)
+    (workspace.root / ".gitattributes").write_text("*.toml text eol=crlf\n")
+    (workspace.recipe_dir / "recipe.toml").write_bytes(b"[optimizer]\r\nmatrix_lr = 0.04\r\n")
+    git(workspace.root, "add", ".gitattributes", "recipe", "lab.toml")
+    git(workspace.root, "commit", "-q", "-m", "mine")
+    lineage = Lineage(workspace)
+    parent = lineage.parent(None)
+    assert parent.commit == git(workspace.root, "rev-parse", "main") and parent.notes == ()
+    text = (lineage.materialise(parent.commit) / "recipe.toml").read_bytes()
+    assert text == b"[optimizer]\r\nmatrix_lr = 0.04\r\n"
+    commit = lineage.commit(parent.commit, {"recipe.toml": text.replace(b"0.04", b"0.02")}, "x", WHEN)
+    assert git(workspace.root, "diff", "--numstat", parent.commit, commit).split()[:2] == ["1", "1"]
+
+
+def test_a_commit_of_the_users_that_leaves_the_recipe_alone_keeps_the_parent_current(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "lab")
+    bench.lab.propose(BETTER)
+    while bench.lab.list()[0].state != "ready":
+        bench.lab.tick()
+    (bench.workspace.root / "notes.txt").write_text("more\n")
+    git(bench.workspace.root, "commit", "-q", "-m", "notes", "notes.txt")
+    bench.finish()
+    record = bench.lab.get("exp-0001")
+    assert record.verdict == "keep" and all(step.name != "parent moved" for step in record.steps)

@@ -1,0 +1,177 @@
+"""Changes as patches: applied to the parent by git's plumbing, refused outside the recipe, adopted on demand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiments_bench import BETTER, WORSE, Bench
+from users_repository import git, untouchable
+
+from experiments.hypothesis import Hypothesis
+from lab_mcp.cli_adopt import hand_over
+from workspace.errors import Refused
+
+CODE = "def build_optimizer(model, config):\n    return None\n"
+NEW_FILE = """\
+--- /dev/null
++++ b/recipe/optim.py
+@@ -0,0 +1,2 @@
++def build_optimizer(model, config):
++    return None
+"""
+SETTING = """\
+diff --git a/recipe/recipe.toml b/recipe/recipe.toml
+--- a/recipe/recipe.toml
++++ b/recipe/recipe.toml
+@@ -1,2 +1,2 @@
+ [optimizer]
+-matrix_lr = 0.04  # tuned
++matrix_lr = 0.02
+"""
+
+
+def claim(patch: str, **more: Any) -> dict[str, Any]:
+    plain = {key: value for key, value in BETTER.items() if key != "change"}
+    return plain | {"statement": "This optimizer lowers val_bpb by at least 0.01", "patch": patch} | more
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "lab")
+
+
+def test_a_patch_becomes_a_commit_of_its_own_and_the_users_tree_is_left_alone(bench: Bench) -> None:
+    root = bench.workspace.root
+    before = untouchable(root)
+    record = bench.conclude(claim(NEW_FILE, change={"optimizer.matrix_lr": 0.02}))
+    assert record.verdict == "keep", (record.sentence, record.advice)
+    assert untouchable(root) == before
+    assert git(root, "show", f"lab/{record.id}:recipe/optim.py") + "\n" == CODE
+    assert "matrix_lr = 0.02  # tuned" in git(root, "show", f"lab/{record.id}:recipe/recipe.toml")
+    assert git(root, "diff", "--name-only", "main", f"lab/{record.id}").split() == [
+        "recipe/optim.py", "recipe/recipe.toml"
+    ]  # fmt: skip
+    written = (bench.workspace.experiment_dir(record.id) / "change.patch").read_text()
+    assert "+def build_optimizer" in written
+    assert "patch of recipe/optim.py (+2 -0)" in bench.rows()[0]["change"]
+
+
+def test_a_discarded_patch_stays_reachable(bench: Bench) -> None:
+    worse = SETTING.replace("+matrix_lr = 0.02", "+matrix_lr = 0.04\n+[model]\n+depth = 6")
+    record = bench.conclude(claim(worse))
+    assert record.verdict == "discard", record.sentence
+    assert "depth = 6" in git(bench.workspace.root, "show", f"lab/{record.id}:recipe/recipe.toml")
+
+
+def test_a_patch_that_changes_nothing_the_recipe_uses_has_no_effect(bench: Bench) -> None:
+    comment = SETTING.replace("+matrix_lr = 0.02", "+matrix_lr = 0.04  # well tuned")
+    assert bench.conclude(claim(comment)).verdict == "no_effect"
+
+
+@pytest.mark.parametrize(
+    ("patch", "problem"),
+    [
+        ("make it faster", "no unified diff"),
+        (NEW_FILE.replace("recipe/optim.py", "notes.txt"), "outside the recipe"),
+        (NEW_FILE.replace("recipe/optim.py", "recipe/../notes.txt"), "outside the recipe"),
+        (NEW_FILE.replace("recipe/optim.py", "recipe/data/optim.py"), "outside the recipe"),
+        (NEW_FILE.replace("b/recipe/optim.py", "/etc/optim.py"), "outside the recipe"),
+        (SETTING.replace("--- a/recipe/recipe.toml", "--- a/notes.txt"), "outside the recipe"),
+        ("diff --git a/recipe/optim.py b/recipe/optim.py\nnew file mode 120000\n" + NEW_FILE, "makes a link"),
+        ("diff --git a/recipe/optim.py b/recipe/optim.py\nnew file mode 100755\n" + NEW_FILE, "executable"),
+        ("diff --git a/notes.txt b/recipe/optim.py\nrename from notes.txt\nrename to recipe/optim.py\n", "renames"),
+        ("diff --git a/recipe/optim.py b/recipe/optim.py\nnew file mode 100644\nGIT binary patch\n", "binary"),
+        ("diff --git a/recipe/recipe.toml b/recipe/recipe.toml\nold mode 100644\nnew mode 100755\n", "mode"),
+        (SETTING.replace("-matrix_lr = 0.04  # tuned", "-matrix_lr = 0.05"), "does not apply to the parent"),
+        (NEW_FILE.replace("return None", "return ("), r"does not parse, line 2"),
+        (NEW_FILE.replace("build_optimizer", "make_optimizer"), r"without build_optimizer"),
+        (SETTING.replace("+matrix_lr = 0.02", "+matrix_lr = = 2"), "is no TOML"),
+        (SETTING.replace("+matrix_lr = 0.02", "+matrix_rl = 0.02"), r"matrix_lr"),
+        (SETTING.replace("+matrix_lr = 0.02", "+matrix_lr = 0.04\n+[evaluation]\n+bytes = 200000"), "measured alike"),
+        (SETTING.replace("+matrix_lr = 0.02", "+matrix_lr = 0.04\n+[budget]\n+amount = 600.0"), "more budget"),
+        (NEW_FILE.replace("model, config", "model\0config"), "NUL"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_change_of_the_recipe_is_refused(bench: Bench, patch: str, problem: str) -> None:
+    before = untouchable(bench.workspace.root)
+    with pytest.raises(Refused, match=problem):
+        bench.lab.propose(claim(patch))
+    assert bench.lab.list() == [] and untouchable(bench.workspace.root) == before
+
+
+def test_git_has_the_last_word_on_what_a_patch_touched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that our own reading does not understand changes nothing."""
+    monkeypatch.setattr("experiments.patches.names", lambda patch: ["optim.py"])
+    link = (
+        "diff --git a/recipe/optim.py b/recipe/optim.py\nnew file mode 120000\n--- /dev/null\n+++ b/recipe/optim.py\n"
+        "@@ -0,0 +1 @@\n+../notes.txt\n\\ No newline at end of file\n"
+    )
+    for patch in (link, NEW_FILE.replace("recipe/optim.py", "notes2.txt")):
+        with pytest.raises(Refused, match="no plain file of the recipe"):
+            bench.lab.propose(claim(patch))
+    with pytest.raises(Refused, match="does not apply"):
+        bench.lab.propose(claim(NEW_FILE.replace("b/recipe/optim.py", "b/recipe/../../optim.py")))
+
+
+def test_a_patch_in_a_workspace_below_the_repositorys_root(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "lab")
+    git(tmp_path, "init", "-q", "-b", "main")
+    shutil.rmtree(tmp_path / "lab" / ".git")
+    git(tmp_path, "add", "lab/recipe", "lab/lab.toml")
+    git(tmp_path, "commit", "-q", "-m", "mine")
+    bench.again()
+    record = bench.conclude(claim(SETTING))
+    assert record.verdict == "keep", record.sentence
+    assert "matrix_lr = 0.02" in git(tmp_path, "show", f"lab/{record.id}:lab/recipe/recipe.toml")
+
+
+def test_the_hash_of_an_older_hypothesis_stays() -> None:
+    """Frozen by the version before patches came."""
+    assert Hypothesis(**BETTER).digest() == OLD_DIGEST
+
+
+OLD_DIGEST = "8355bd5d840f3b681433057a9308fc30abc09f2f2bc5cb510ac41010c3a280bd"
+
+
+# -- adopting ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_winner_is_handed_over_only_when_asked_for(bench: Bench) -> None:
+    root = bench.workspace.root
+    record = bench.conclude(claim(NEW_FILE, change={"optimizer.matrix_lr": 0.02}))
+    (root / "notes.txt").write_text("mine, not committed\n")
+    before = untouchable(root)
+    assert hand_over(bench.workspace, record, anyway=False, dry_run=True) == ["optim.py", "recipe.toml"]
+    assert untouchable(root) == before
+    hand_over(bench.workspace, record, anyway=False)
+    assert (root / "recipe" / "optim.py").read_text() == CODE
+    after = untouchable(root)
+    assert {key for key in after if before.get(key) != after[key]} == {"recipe/optim.py", "recipe/recipe.toml"}
+    assert hand_over(bench.workspace, record, anyway=False) == []
+    # what was adopted is what the next experiment starts from
+    following = bench.conclude(WORSE)
+    assert following.parent is not None and following.parent.experiment == record.id
+
+
+def test_changes_of_the_users_own_are_not_overwritten(bench: Bench) -> None:
+    record = bench.conclude(BETTER)
+    file = bench.workspace.recipe_dir / "recipe.toml"
+    file.write_text(file.read_text() + "weight_decay = 0.1\n")
+    before = untouchable(bench.workspace.root)
+    with pytest.raises(Refused, match=r"recipe/recipe\.toml holds changes of yours"):
+        hand_over(bench.workspace, record, anyway=False)
+    assert untouchable(bench.workspace.root) == before
+    (bench.workspace.recipe_dir / "mine.py").write_text("# a new file of mine\n")
+    file.write_text("[optimizer]\nmatrix_lr = 0.04  # tuned\n")
+    assert hand_over(bench.workspace, record, anyway=False) == ["recipe.toml"]
+    assert (bench.workspace.recipe_dir / "mine.py").exists()
+
+
+def test_what_was_not_kept_is_adopted_only_anyway(bench: Bench) -> None:
+    record = bench.conclude(WORSE)
+    with pytest.raises(Refused, match="was not kept"):
+        hand_over(bench.workspace, record, anyway=False)
+    assert hand_over(bench.workspace, record, anyway=True) == ["recipe.toml"]
