@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from rag import protocol, query
-from rag.records import Hit, IndexReport, MemoryStatus, SearchPage
+from rag.records import Hit, IndexReport, Listing, MemoryStatus, SearchPage
 from workspace import interpreter
 from workspace.errors import Refused, Unavailable
 from workspace.layout import Workspace
 from workspace.settings import Settings
 
-__all__ = ["Hit", "IndexReport", "Memory", "MemoryStatus", "SearchPage"]
+__all__ = ["Hit", "IndexReport", "Listing", "Memory", "MemoryStatus", "SearchPage"]
 
 START_S = 60.0  # an index of a large lab, or a model through torch, takes its time to open
 ANSWER_S = 30.0
 ATTEMPTS = 3
 LOG_LIMIT = 4 << 20  # bytes
+MOST_LISTED = 200
 LONGEST_TEXT = 4_000_000  # characters of one added text
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Memory:
         """Add or replace the document `id`; durable on return, found within about a second.
 
         `text` is Markdown. `metadata` may hold `source` (what a hit names; default the id), `tags` (a list),
-        `authors`, `arxiv`. False when exactly this was there already.
+        `authors`, `arxiv`, `campaign` (an id), `metrics` (name: number). False when exactly this was there already.
         """
         query.check_kind(kind)
         if not id.strip() or len(id) > 200:
@@ -182,6 +183,11 @@ class Memory:
             raise Refused(f"the text has {len(text):,} characters", valid=f"at most {LONGEST_TEXT:,}")
         extra = dict(metadata or {})
         tags = extra.get("tags") or []
+        details: dict[str, Any] = {
+            name: str(extra[name]) for name in ("authors", "arxiv", "campaign") if extra.get(name)
+        }
+        if extra.get("metrics"):
+            details["metrics"] = {query.metric_name(name): float(value) for name, value in extra["metrics"].items()}
         given = {
             "id": id.strip(),
             "kind": kind,
@@ -189,7 +195,7 @@ class Memory:
             "source": str(extra.get("source") or id),
             "date": date,
             "tags": sorted({str(tag).strip().lower() for tag in tags if str(tag).strip()}),
-            "details": {name: str(extra[name]) for name in ("authors", "arxiv") if extra.get(name)},
+            "details": details,
             "body": text,
         }
         return bool(self._ask("add", given))
@@ -207,10 +213,36 @@ class Memory:
         until: str | None = None,
         tags: Sequence[str] | None = None,
         cursor: str | None = None,
+        variants: Sequence[str] | None = None,
+        where: Sequence[str] | None = None,
     ) -> SearchPage:
-        """The passages that answer `text`, best first; `kinds`, `since`, `until` (both included), `tags` narrow it."""
-        asked = query.check(text, kinds, limit, since, until, tags, cursor)
+        """The passages that answer `text`, best first; `kinds`, `since`, `until` (both included), `tags` narrow it.
+
+        `variants` are other wordings of the same question. `where` are conditions such as `campaign=camp-0001` or
+        `val_bpb<1.2`, which all must hold.
+        """
+        asked = query.check(text, kinds, limit, since, until, tags, cursor, variants, where)
         return SearchPage.from_json(self._ask("search", asked.as_json()))
+
+    def documents(
+        self, kinds: Sequence[str] | None = None, text: str = "", after: str = "", limit: int = 50
+    ) -> Listing:
+        """What is in memory: documents with `text` in id, title, source or tags, a page after the id `after`."""
+        for kind in kinds or ():
+            query.check_kind(kind)
+        if not 1 <= limit <= MOST_LISTED:
+            raise Refused(f"limit = {limit} is not allowed", valid=f"1 to {MOST_LISTED}")
+        given = {"kinds": list(kinds or ()), "text": text, "after": after, "limit": limit}
+        return Listing.from_json(self._ask("documents", given))
+
+    def reindex(self, ids: Sequence[str] | None = None) -> int:
+        """Read and embed these documents again, or all of them; how many there are. It goes on in the background."""
+        return int(self._ask("reindex", {"ids": None if ids is None else list(ids)}))
+
+    def rankings(self, texts: Sequence[str]) -> dict[str, list[list[str]]]:
+        """The documents each way of ranking finds for each text, best first; for evaluation."""
+        found: dict[str, list[list[str]]] = self._ask("rankings", {"texts": list(texts)}, ANSWER_S + len(texts))
+        return found
 
     def status(self) -> MemoryStatus:
         return MemoryStatus.from_json(self._ask("status", {}))
@@ -242,7 +274,7 @@ class Memory:
             worker = _Worker(self.workspace, self.settings)
             try:
                 rag = self.settings.rag
-                worker.call("open", {"model": rag.model, "floor": rag.floor, "qdrant_url": rag.qdrant_url}, START_S)
+                worker.call("open", rag.model_dump(mode="json"), START_S)
             except BaseException:
                 worker.end(0.0)
                 raise

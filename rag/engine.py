@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -18,19 +19,24 @@ from pathlib import Path
 from rag import scan
 from rag.embedding import embedder as embedding
 from rag.embedding.embedder import Embedder
+from rag.embedding.reranker import Reranker
+from rag.evaluation.measures import RECALL_DEPTH
 from rag.index.catalogue import Entry
 from rag.index.generation import Generations, owner
 from rag.index.place import Place, place_for
-from rag.index.store import SCHEMA
+from rag.index.store import SCHEMA, Narrowing
 from rag.indexer import Indexer
 from rag.query import Query
-from rag.records import IndexReport, MemoryStatus, Problem, SearchPage
-from rag.search import search
-from workspace.errors import NotFound, Unavailable
+from rag.ranking import METHODS, Wording
+from rag.records import IndexReport, Listed, Listing, MemoryStatus, Problem, SearchPage
+from rag.search import Stores, search
+from workspace.errors import LabError, NotFound, Unavailable, unknown
 from workspace.layout import Workspace
 
 SHOWN_PROBLEMS = 20
 FRESH_S = 6.0  # the very first search of a new workspace waits so long for the starter shelf
+SHOWN = "shown"  # among rankings: what is left after the floor and the folding of near-duplicates
+KEPT_VECTORS = 256  # of queries
 SLOW_LOAD_S = 1.5  # a search waits so long for the embedder, then answers by words
 log = logging.getLogger(__name__)
 
@@ -47,6 +53,8 @@ class Engine:
         load: Callable[[], Embedder] | None = None,
         place: Place | None = None,
         schema: int = SCHEMA,
+        reranker: str = "",
+        shelf: bool = True,
     ) -> None:
         self.workspace = workspace
         self.floor = floor
@@ -55,6 +63,10 @@ class Engine:
         self._embedder: Embedder | None = None
         self._embedder_error: Exception | None = None
         self._loaded = threading.Event()
+        self._vector = functools.lru_cache(KEPT_VECTORS)(self._embedded)  # the next page asks for the same again
+        self._reranker_name = reranker
+        self._reranker: Reranker | None = None
+        self._reranker_error = ""
         self._scanning = threading.Lock()
         self._open = contextlib.ExitStack()
         self._open.enter_context(owner(workspace.index_dir))
@@ -64,12 +76,15 @@ class Engine:
             place = place or place_for("", workspace.root.name)
             self.generations = Generations(workspace.index_dir, model, dimension, place, schema)
             self.indexer = Indexer(workspace, self.generations, self._wait_for_embedder)
-            with self._scanning:
-                self._scan().shelf()
+            if shelf:
+                with self._scanning:
+                    self._scan().shelf()
         except BaseException:
             self._open.close()
             raise
         self.indexer.start()
+        if reranker:
+            threading.Thread(target=self._load_reranker, name="reranker", daemon=True).start()
 
     def _dimension(self, model: str) -> int:
         """The length of the model's vectors: from its files where they are known, else from the loaded model."""
@@ -87,6 +102,17 @@ class Engine:
             self._embedder_error = error
         self._loaded.set()
 
+    def _load_reranker(self) -> None:
+        try:
+            self._reranker = Reranker(self._reranker_name)
+        except Exception as error:  # searches say so and go on without it
+            log.exception("the reranker cannot be loaded")
+            self._reranker_error = str(error)[:300]
+
+    def _embedded(self, text: str) -> list[float]:
+        vector: list[float] = self._wait_for_embedder().embed([text])[0].tolist()
+        return vector
+
     def _wait_for_embedder(self) -> Embedder:
         self._loaded.wait()
         if self._embedder is None:
@@ -98,14 +124,16 @@ class Engine:
         if self.generations.fresh:
             self.indexer.wait_idle(FRESH_S)
             self.generations.fresh = False
-        embedder = self._embedder if self._loaded.is_set() else None
+        embed = self._vector if self._embedder is not None and self._loaded.is_set() else None
         serving = self.generations.serving
         try:
-            page = search(query, self.generations, embedder, self.floor)
+            page = search(query, self.generations, embed, self.floor, self._reranker)
+        except LabError:
+            raise
         except Exception:
             if self.generations.serving is serving:
                 raise
-            page = search(query, self.generations, embedder, self.floor)  # the old index was closed meanwhile
+            page = search(query, self.generations, embed, self.floor, self._reranker)  # the old was closed
         partial = self._partial()
         return replace(page, partial=partial) if partial else page
 
@@ -116,6 +144,8 @@ class Engine:
             reasons.append(f"found by words only: {str(self._embedder_error)[:300]}")
         elif not self._loaded.is_set():
             reasons.append("found by words only: the embedding model is still loading")
+        if self._reranker_name and self._reranker is None:
+            reasons.append(f"not reranked: {self._reranker_error or 'the reranker is still loading'}")
         if self.generations.serving is not None:
             reasons.append(f"the index is being rebuilt; {waiting} documents are found by words only until then")
         elif waiting:
@@ -139,6 +169,42 @@ class Engine:
         removed = self.generations.building.catalogue.removing(document)
         self.indexer.wake()
         return removed
+
+    def documents(self, kinds: Sequence[str], text: str, after: str, limit: int) -> Listing:
+        """A page of the documents in memory."""
+        entries, total = self.generations.building.catalogue.listed(kinds, text, after, limit + 1)
+        shown = [
+            Listed(e.id, e.kind, e.title, e.source, e.date, list(e.tags), e.state, e.reason, e.chunks)
+            for e in entries[:limit]
+        ]
+        return Listing(shown, total, shown[-1].id if len(entries) > limit else None)
+
+    def reindex(self, ids: Sequence[str] | None) -> int:
+        """Read and embed documents again (all for None); how many. Raises `NotFound` for an id that is not there."""
+        catalogue = self.generations.building.catalogue
+        for name in ids or ():
+            if catalogue.get(name) is None:
+                near = catalogue.listed((), name.split("-")[0], "", 500)[0]
+                raise unknown("document", name, [entry.id for entry in near])
+        count = catalogue.again(ids)
+        self.indexer.wake()
+        return count
+
+    def rankings(self, texts: Sequence[str]) -> dict[str, list[list[str]]]:
+        """The documents each way of ranking finds for each text, best first, and those a search shows."""
+        self._loaded.wait()
+        stores = Stores(self.generations)
+        embed = self._vector if self._embedder is not None else None
+        found: dict[str, list[list[str]]] = {name: [] for name in (*METHODS, SHOWN)}
+        for text in texts:
+            wording = Wording(text, embed(text) if embed else None)
+            for name, method in METHODS.items():
+                ids = method(wording, stores, Narrowing(), self.floor)
+                passages = stores.passages(ids)
+                found[name].append(list(dict.fromkeys(passages[one].document for one in ids if one in passages)))
+            page = search(Query(text, limit=RECALL_DEPTH), self.generations, embed, self.floor, self._reranker)
+            found[SHOWN].append(list(dict.fromkeys(name for hit in page.hits for name in (hit.id, *hit.also))))
+        return found
 
     def index(self, paths: Sequence[str] | None, wait_s: float) -> IndexReport:
         """Look for changes under `paths` (the papers folder by default) and wait up to `wait_s` for the indexing."""
@@ -177,7 +243,7 @@ class Engine:
 
     def _scan(self) -> scan.Scan:
         building = self.generations.building
-        return scan.Scan(self.workspace, building.catalogue, building.store.relabel)
+        return scan.Scan(self.workspace, building.catalogue, building.store.relabel, self.indexer.library)
 
     def _problems(self) -> list[Problem]:
         entries = self.generations.building.catalogue.entries(["failed"])

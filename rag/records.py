@@ -43,6 +43,7 @@ class Hit(Record):
     tags: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)  # start and end of the passage in the file (in the page's text)
     also: list[str] = field(default_factory=list)  # ids of documents with nearly the same passage
+    cursor: str = ""  # where the page after this hit begins
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,30 @@ class SearchPage(Record):
     nearest: list[str] = field(default_factory=list)
     partial: str = ""  # why something may be missing from this answer
     milliseconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Listed(Record):
+    """A document in memory. `state` is pending, written, done (all of it on disk), failed or removing."""
+
+    id: str
+    kind: str
+    title: str
+    source: str
+    date: str
+    tags: list[str]
+    state: str
+    reason: str  # why it failed
+    passages: int
+
+
+@dataclass(frozen=True)
+class Listing(Record):
+    """A page of the documents in memory, in the order of their ids; `total` counts all that were asked for."""
+
+    documents: list[Listed]
+    total: int
+    next_cursor: str | None = None
 
 
 @dataclass(frozen=True)

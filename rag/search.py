@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from rag.embedding.embedder import Embedder
+from rag.embedding.reranker import RERANKED, Reranker
 from rag.index.generation import Generations
-from rag.index.store import Narrowing, Passage, Store
-from rag.query import DEEPEST, Query, seconds
+from rag.index.store import Narrowing, Passage, Range, Store
+from rag.query import DEEPEST, Query, ranges, seconds
 from rag.quote import quote
-from rag.ranking import Ranked, rank
+from rag.ranking import Ranked, Wording, rank
 from rag.records import Hit, SearchPage
 from workspace.errors import Unavailable
 
 PER_DOCUMENT = 2
 SAME = 0.8  # share of common five-word runs from which two passages count as the same
 NEAREST = 3  # titles named when nothing is relevant
+AT_ONCE = 8  # passages fetched beyond those asked for: some are folded or no evidence
+Embed = Callable[[str], list[float]]
 
 
 @dataclass
@@ -32,13 +35,15 @@ class _Found:
     words: list[str]  # of the query, found in the passage
     coverage: float
     also: list[str] = field(default_factory=list)
-    shingles: frozenset[int] = frozenset()
+
+    @cached_property
+    def shingles(self) -> frozenset[int]:
+        return _shingles(self.passage.text)
 
     def is_evidence(self, floor: float) -> bool:
         """Near enough in meaning; or holding all words of the query; or two words and nearly near enough.
 
-        One common word alone ("best", "return") is no evidence. On the starter shelf 20 questions about its subjects
-        all keep their paper under this rule, and of 23 about something else 21 find nothing.
+        One common word alone ("best", "return") is no evidence. docs/memory.md tells the two error rates.
         """
         if self.similarity is None:  # found by words only, for now
             return self.coverage >= 0.5
@@ -47,7 +52,7 @@ class _Found:
         return len(self.words) >= 2 and self.similarity >= floor * (1.0 - self.coverage / 2)
 
 
-class _Stores:
+class Stores:
     """The generations that answer: the one being built, over the one it replaces (which knows words only)."""
 
     def __init__(self, generations: Generations) -> None:
@@ -77,19 +82,35 @@ class _Stores:
         return found
 
 
-def search(query: Query, generations: Generations, embedder: Embedder | None, floor: float) -> SearchPage:
-    """A page of hits. Without an embedder (it is still loading, or cannot be) by words only."""
+def narrowing_of(query: Query, metrics: Sequence[str]) -> Narrowing:
+    """The query's filters for a store. Raises `Refused` for a condition on a field nothing has."""
+    campaign, conditions = ranges(query.where, metrics)
+    spans = tuple(
+        Range(name, None if sign.startswith("<") else value, None if sign.startswith(">") else value, sign in "<>")
+        for name, sign, value in conditions
+    )
+    since, until = seconds(query.since), seconds(query.until, after=True)
+    return Narrowing(query.kinds, query.tags, since, until, campaign=campaign, ranges=spans)
+
+
+def search(
+    query: Query, generations: Generations, embed: Embed | None, floor: float, reranker: Reranker | None = None
+) -> SearchPage:
+    """A page of hits. Without `embed` (the model is still loading, or cannot be) by words only."""
     started = time.perf_counter()
-    stores = _Stores(generations)
-    narrowing = Narrowing(query.kinds, query.tags, seconds(query.since), seconds(query.until, after=True))
-    vector = embedder.embed([query.text])[0].tolist() if embedder is not None else None
-    ranked = rank(query.text, vector, stores, narrowing, floor)
+    stores = Stores(generations)
+    metrics = generations.building.catalogue.metrics() if query.where else []
+    narrowing = narrowing_of(query, metrics)
+    wordings = [Wording(text, embed(text) if embed else None) for text in (query.text, *query.variants)]
+    ranked = rank(wordings, stores, narrowing, floor)
+    if reranker is not None:
+        ranked = _reranked(query.text, ranked, stores, reranker)
     found = _Gatherer(query, stores, ranked, floor)
     kept = found.gather(query.offset + query.limit + 1)
     shown = kept[query.offset : query.offset + query.limit]
     end = query.offset + len(shown)
     return SearchPage(
-        hits=[found.hit(one) for one in shown],
+        hits=[found.hit(one, query.cursor(n)) for n, one in enumerate(shown, query.offset + 1)],
         next_cursor=query.cursor(end) if len(kept) > end and end < DEEPEST else None,
         note="" if shown else _nothing(query),
         nearest=[] if shown or query.offset else found.nearest(),
@@ -100,28 +121,44 @@ def search(query: Query, generations: Generations, embedder: Embedder | None, fl
 def _nothing(query: Query) -> str:
     if query.offset:
         return "no more hits"
-    filters = any((query.kinds, query.tags, query.since, query.until))
-    return "nothing relevant" + (" under these filters" if filters else "")
+    return "nothing relevant" + (" under these filters" if query.narrowed else "")
+
+
+def _reranked(text: str, ranked: Ranked, stores: Stores, reranker: Reranker) -> Ranked:
+    """The best passages in a cross-encoder's order; the others after them as they were."""
+    passages = stores.passages(ranked.order[:RERANKED])
+    names = [name for name in ranked.order[:RERANKED] if name in passages]
+    scores = dict(zip(names, reranker.scores(text, [passages[name].searchable for name in names]), strict=True))
+    order = sorted(names, key=lambda name: -scores[name])
+    placed = dict(zip(order, sorted((ranked.scores[name] for name in names), reverse=True), strict=True))
+    rest = [name for name in ranked.order if name not in scores]
+    return Ranked([*order, *rest], {**ranked.scores, **placed}, ranked.similarity)
 
 
 class _Gatherer:
     """Walks down the ranking and keeps what should be shown."""
 
-    def __init__(self, query: Query, stores: _Stores, ranked: Ranked, floor: float) -> None:
+    def __init__(self, query: Query, stores: Stores, ranked: Ranked, floor: float) -> None:
         self.stores = stores
         self.ranked = ranked
         self.floor = floor
         self.tokens = stores.new.tokens
-        self.words: dict[int, str] = {}  # the query's tokens, each with the word it came from
-        for word in re.findall(r"[^\W_]+(?:['’.-][^\W_]+)*", query.text):
-            for token in self.tokens(word):
-                self.words.setdefault(token, word)
+        self.wordings = [self._words(text) for text in (query.text, *query.variants)]
+        self.wanted = frozenset(token for words in self.wordings for token in words)
         self.weak: list[_Found] = []
+
+    def _words(self, text: str) -> dict[int, str]:
+        """The tokens of a wording, each with the word it came from."""
+        words: dict[int, str] = {}
+        for word in re.findall(r"[^\W_]+(?:['’.-][^\W_]+)*", text):
+            for token in self.tokens(word):
+                words.setdefault(token, word)
+        return words
 
     def gather(self, wanted: int) -> list[_Found]:
         kept: list[_Found] = []
         per_document: dict[str, int] = {}
-        for one in self._candidates(self.ranked.order):
+        for one in self._candidates(self.ranked.order, wanted + AT_ONCE):
             if not one.is_evidence(self.floor):
                 self.weak.append(one)
                 continue
@@ -138,26 +175,31 @@ class _Gatherer:
             kept.append(one)
         return kept
 
-    def _candidates(self, order: Sequence[str]) -> Iterator[_Found]:
-        for begin in range(0, len(order), 25):
-            names = order[begin : begin + 25]
+    def _candidates(self, order: Sequence[str], at_once: int) -> Iterator[_Found]:
+        for begin in range(0, len(order), at_once):
+            names = order[begin : begin + at_once]
             passages = self.stores.passages(names)
             for name in names:
                 passage = passages.get(name)
-                if passage is None:  # removed this moment
-                    continue
-                present = set(self.tokens(passage.searchable))
-                words = [word for token, word in self.words.items() if token in present]
-                coverage = len(words) / len(self.words) if self.words else 0.0
-                shingles = _shingles(passage.text)
-                similarity = self.ranked.similarity.get(name)
-                yield _Found(passage, self.ranked.scores[name], similarity, words, coverage, shingles=shingles)
+                if passage is not None:  # else removed this moment
+                    yield self._found(passage, name)
+
+    def _found(self, passage: Passage, name: str) -> _Found:
+        """With the words of whichever wording it covers best."""
+        present = set(self.tokens(passage.searchable))
+        best: list[str] = []
+        coverage = 0.0
+        for wording in self.wordings:
+            words = [word for token, word in wording.items() if token in present]
+            if words and len(words) / len(wording) > coverage:
+                best, coverage = words, len(words) / len(wording)
+        return _Found(passage, self.ranked.scores[name], self.ranked.similarity.get(name), best, coverage)
 
     def nearest(self) -> list[str]:
         self.weak.sort(key=lambda one: -(one.similarity or 0.0))
         return list(dict.fromkeys(one.passage.title for one in self.weak))[:NEAREST]
 
-    def hit(self, one: _Found) -> Hit:
+    def hit(self, one: _Found, cursor: str) -> Hit:
         passage = one.passage
         reasons = [f"similarity {one.similarity:.2f}"] if one.similarity is not None else []
         if one.words:
@@ -166,7 +208,7 @@ class _Gatherer:
             id=passage.document,
             kind=passage.kind,
             title=passage.title,
-            quote=quote(passage.text, frozenset(self.words), self.tokens),
+            quote=quote(passage.text, self.wanted, self.tokens),
             source=passage.source,
             page=passage.page,
             section=passage.section,
@@ -177,6 +219,7 @@ class _Gatherer:
             tags=list(passage.tags),
             offsets=[passage.start, passage.end],
             also=one.also,
+            cursor=cursor,
         )
 
 

@@ -40,13 +40,16 @@ class Worker:
             "remove": lambda given: engine.remove(given["id"]),
             "index": lambda given: engine.index(given["paths"], given["wait_s"]).as_json(),
             "status": lambda given: engine.status().as_json(),
+            "documents": lambda given: engine.documents(**given).as_json(),
+            "reindex": lambda given: engine.reindex(given["ids"]),
+            "rankings": lambda given: engine.rankings(given["texts"]),
         }
 
     def serve(self, source: IO[bytes]) -> None:
         """Answer until the stream ends. Waiting for an indexing must not keep searches waiting: own threads for it."""
         with ThreadPoolExecutor(THREADS) as quick, ThreadPoolExecutor(THREADS) as slow:
             while (message := protocol.read(source)) is not None:
-                pool = slow if message["call"] == "index" else quick
+                pool = slow if message["call"] in ("index", "rankings") else quick
                 pool.submit(self._answer, message)
             finish(self.engine)
 
@@ -84,7 +87,7 @@ def main() -> None:
     try:
         workspace = Workspace(Path(sys.argv[1]))
         place = place_for(given["qdrant_url"], workspace.root.name)
-        engine = Engine(workspace, given["model"], given["floor"], place=place)
+        engine = Engine(workspace, given["model"], given["floor"], place=place, reranker=given["reranker"])
     except Exception as error:  # the service is told, in words
         log.exception("the index cannot be opened")
         protocol.write(output, {"id": hello["id"], "error": protocol.pack_error(error)})

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from workspace.errors import Refused, closest
+from workspace.interpreter import PASSED_VARIABLES
 
 SHORT_FORMS = {"LAB_BACKEND": "LAB_HARDWARE__BACKEND", "LAB_QDRANT_URL": "LAB_RAG__QDRANT_URL"}
 
@@ -29,15 +30,26 @@ class HardwareSettings(Section):
         "auto", description="the accelerator to use; auto takes the first of hpu, rocm, cuda, mps, cpu"
     )
     exclude_devices: list[str] = Field([], description="device indices or UUIDs the lab must leave alone")
+    share_with_others: bool = Field(
+        False, description="may runs start on a device that processes other than the lab's compute on?"
+    )
     sample_seconds: float = Field(2.0, ge=0.5, le=60, description="how often devices are sampled")
 
 
 class RunSettings(Section):
     max_concurrent: int = Field(0, ge=0, le=64, description="runs at once; 0 = one per accelerator, or one on a CPU")
+    per_device: int = Field(1, ge=1, le=16, description="runs of this workspace that may share one accelerator")
     time_limit_hours: float = Field(24.0, gt=0, le=24 * 31, description="wall-clock limit of a run that names none")
     grace_seconds: float = Field(20.0, ge=0, le=600, description="time between TERM and KILL when a run is stopped")
     ask_above_hours: float = Field(
         0.0, ge=0, description="ask the user before a call that may use the machine for longer; 0 = never ask"
+    )
+    log_gigabytes: float = Field(
+        2.0, ge=0, le=10_000, description="disk space of one run's log, whose beginning is dropped then; 0 = no limit"
+    )
+    environment: list[str] = Field(
+        list(PASSED_VARIABLES),
+        description="variables (* stands for anything) your scripts get from whoever started the lab's service",
     )
     python: str = Field(
         "", description="interpreter for your own scripts; empty = the workspace's .venv, else the lab's own"
@@ -80,9 +92,14 @@ class ServiceSettings(Section):
 
 class ExperimentSettings(Section):
     test_fraction: float = Field(0.2, gt=0, le=1, description="length of the test run as a fraction of the budget")
-    replicates: int = Field(3, ge=2, le=20, description="baseline replicates from which noise is measured")
-    confirmations: int = Field(2, ge=1, le=20, description="candidate runs before a keep is possible")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence of the interval a verdict is read from")
+    replicates: int = Field(4, ge=2, le=20, description="control runs of a session before a candidate is compared")
+    confirmations: int = Field(3, ge=2, le=20, description="pairs of fresh runs before a keep is possible")
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="that a whole campaign, or a week of single experiments, keeps nothing by chance"
+    )
+    resolution: float = Field(
+        3.0, ge=0, le=20, description="gains under this many noise SDs are not searched for; 0: down to smallest_effect"
+    )
 
 
 class ProposerSettings(Section):
@@ -94,9 +111,9 @@ class ProposerSettings(Section):
     url: str = Field("", description="of the server; empty = https://api.anthropic.com, or Ollama on this machine")
     model: str = Field("", description="name of the model")
     key_variable: str = Field(
-        "ANTHROPIC_API_KEY",
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$|^$",
-        description="environment variable that holds the API key; it is never stored. Empty = the server wants none",
+        "",
+        pattern=r"^(LAB_[A-Z0-9_]+)?$",
+        description="environment variable, LAB_..., that holds the API key (it is never stored); empty = none is wanted",
     )
     claude_code: bool = Field(False, description="may campaigns ask Claude Code (headless, with reading tools only)?")
     claude_command: str = Field("claude", min_length=1, description="the command of Claude Code")
@@ -121,7 +138,10 @@ class RagSettings(Section):
         description="embedding model: the packaged one, or a name sentence-transformers knows",
     )
     floor: float = Field(
-        0.25, ge=0, le=1, description="cosine similarity below which a passage without a matching word is not shown"
+        0.3, ge=0, le=1, description="cosine similarity below which a passage without a matching word is not shown"
+    )
+    reranker: str = Field(
+        "", description="a cross-encoder that orders the best passages again: a folder or a name; empty = none"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from workspace import clock
 from workspace.database import Database
 
 State = Literal["pending", "written", "done", "failed", "removing"]
+BIBTEX_KEY = "bibtex"  # in the details of a document that is a bibliography's entry
 READ_ATTEMPTS = 5  # times a document may be open while the process dies before it is held to be the cause
 TABLES = [
     """
@@ -155,9 +156,12 @@ class Catalogue:
         """All passages are in the store. Without effect when the document was put again meanwhile."""
         with self._database.transaction() as tx:
             tx.execute(
-                "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, chunks = ?, reason = ''"
-                " WHERE id = ? AND revision = ?",
-                (entry.title, entry.date, json.dumps(entry.tags), chunks, entry.id, entry.revision),
+                "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, details = ?, hash = ?,"
+                " chunks = ?, reason = '' WHERE id = ? AND revision = ?",
+                (
+                    *(entry.title, entry.date, json.dumps(entry.tags), json.dumps(entry.details), entry.hash),
+                    *(chunks, entry.id, entry.revision),
+                ),
             )
 
     def failed(self, entry: Entry, reason: str) -> None:
@@ -180,6 +184,18 @@ class Catalogue:
                 "UPDATE documents SET state = 'pending', revision = ? WHERE state IN ('pending', 'written', 'done')",
                 (revision,),
             )
+
+    def again(self, documents: Iterable[str] | None = None) -> int:
+        """Index these documents again, or all; how many there were. Failed ones get another chance."""
+        chosen = None if documents is None else list(documents)
+        where = "" if chosen is None else f" AND id IN ({', '.join('?' for _ in chosen)})"
+        with self._database.transaction() as tx:
+            revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
+            return tx.execute(
+                "UPDATE documents SET state = 'pending', attempts = 0, reason = '', revision = ?"
+                f" WHERE state <> 'removing'{where}",
+                (revision, *(chosen or ())),
+            ).rowcount
 
     def removing(self, document: str) -> bool:
         """Mark a document for removal; False when there is none. Its files are forgotten."""
@@ -243,6 +259,36 @@ class Catalogue:
         where = ", ".join("?" for _ in marks)
         rows = self._database.query(f"SELECT * FROM documents WHERE state IN ({where}) ORDER BY revision", marks)
         return [_entry(row) for row in rows]
+
+    def from_bibliography(self) -> list[str]:
+        """The documents that are a bibliography's entries, not files."""
+        rows = self._database.query(
+            "SELECT id FROM documents WHERE kind = 'paper' AND path IS NULL AND state <> 'removing'"
+            f" AND json_extract(details, '$.{BIBTEX_KEY}') IS NOT NULL"
+        )
+        return [row["id"] for row in rows]
+
+    def listed(self, kinds: Sequence[str], text: str, after: str, limit: int) -> tuple[list[Entry], int]:
+        """Documents with `text` in id, title, source or tags, after the id `after`; and how many there are in all."""
+        where, values = "state <> 'removing'", []
+        if kinds:
+            where += f" AND kind IN ({', '.join('?' for _ in kinds)})"
+            values += list(kinds)
+        if text:
+            where += " AND instr(lower(id || ' ' || title || ' ' || source || ' ' || tags), ?) > 0"
+            values.append(text.lower())
+        total = self._database.one(f"SELECT count(*) AS n FROM documents WHERE {where}", values)
+        rows = self._database.query(
+            f"SELECT * FROM documents WHERE {where} AND id > ? ORDER BY id LIMIT ?", [*values, after, limit]
+        )
+        return [_entry(row) for row in rows], 0 if total is None else int(total["n"])
+
+    def metrics(self) -> list[str]:
+        """Names of the metrics documents were given with."""
+        rows = self._database.query(
+            "SELECT DISTINCT key FROM documents, json_each(documents.details, '$.metrics') ORDER BY key"
+        )
+        return [str(row["key"]) for row in rows]
 
     def waiting(self) -> int:
         row = self._database.one("SELECT count(*) AS n FROM documents WHERE state IN ('pending', 'removing')")

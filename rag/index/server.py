@@ -35,7 +35,10 @@ BATCH = 64  # points in one request
 ANSWER_S = 10  # of one request
 WRITE_WAITS_S = (0.3, 1.0, 3.0)  # between attempts
 READ_WAITS_S = (0.3,)
-INDEXES = {"document": "keyword", "kind": "keyword", "tags": "keyword", "number": "integer", "time": "float"}
+INDEXES = dict.fromkeys(("document", "kind", "tags", "campaign"), "keyword") | {
+    "number": "integer",
+    "time": "float",
+}
 Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 
@@ -199,6 +202,10 @@ class QdrantStore:
         if narrowing.since is not None or narrowing.until is not None:
             span = models.Range(gte=narrowing.since, lt=narrowing.until)
             must.append(models.FieldCondition(key="time", range=span))
+        if narrowing.campaign:
+            must.append(models.FieldCondition(key="campaign", match=models.MatchValue(value=narrowing.campaign)))
+        for one in narrowing.ranges:
+            must.append(models.FieldCondition(key=f"metrics.{one.metric}", range=models.Range(**one.bounds())))
         if narrowing.ids:
             must.append(models.HasIdCondition(has_id=list(narrowing.ids)))
         return models.Filter(must=must) if must else None

@@ -53,7 +53,7 @@ class Shard:
                 fix="remove the folder .lab/index; it is built again from the documents",
             ) from error
         schema = edge.PayloadSchemaType
-        types = {"document": schema.Keyword, "kind": schema.Keyword, "tags": schema.Keyword}
+        types = dict.fromkeys(("document", "kind", "tags", "campaign"), schema.Keyword)
         types |= {"number": schema.Integer, "time": schema.Float}
         there = self._shard.info().payload_schema
         for name, kind in types.items():
@@ -133,6 +133,10 @@ class Shard:
             must.append(edge.FieldCondition("kind", match=edge.MatchAny(list(narrowing.kinds))))
         if narrowing.since is not None or narrowing.until is not None:
             must.append(edge.FieldCondition("time", range=edge.RangeFloat(gte=narrowing.since, lt=narrowing.until)))
+        if narrowing.campaign:
+            must.append(edge.FieldCondition("campaign", match=edge.MatchValue(narrowing.campaign)))
+        for one in narrowing.ranges:
+            must.append(edge.FieldCondition(f"metrics.{one.metric}", range=edge.RangeFloat(**one.bounds())))
         if narrowing.ids:
             must.append(edge.HasIdCondition(set(narrowing.ids)))
         return edge.Filter(must=must) if must else None

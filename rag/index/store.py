@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rag.embedding.embedder import Vectors
 
-SCHEMA = 2  # raise it when passages, their ids or their vectors are made differently: the index is then rebuilt
+SCHEMA = 3  # raise it when passages, their ids or their vectors are made differently: the index is then rebuilt
 DENSE, WORDS = "dense", "bm25"  # the names of a passage's two vectors
 NAMESPACE = uuid.UUID("6ad0a1c9-3f0f-5e0a-9c43-5b7f6f0f3c11")
 
@@ -34,6 +34,8 @@ class Passage:
     page_end: int | None = None
     start: int = 0
     end: int = 0
+    campaign: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -59,14 +61,31 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class Range:
+    """A metric's range; `low` and `high` are included unless `open`, None stands for no bound."""
+
+    metric: str
+    low: float | None = None
+    high: float | None = None
+    open: bool = False
+
+    def bounds(self) -> dict[str, float]:
+        """As both engines name them: gt or gte, lt or lte."""
+        names = ("gt", "lt") if self.open else ("gte", "lte")
+        return {name: value for name, value in zip(names, (self.low, self.high), strict=True) if value is not None}
+
+
+@dataclass(frozen=True)
 class Narrowing:
-    """Which passages a search may return; `tags` must all be there."""
+    """Which passages a search may return; `tags` must all be there, `ranges` all hold."""
 
     kinds: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     since: float | None = None
     until: float | None = None  # exclusive
     ids: tuple[str, ...] = ()
+    campaign: str = ""
+    ranges: tuple[Range, ...] = ()
 
 
 class Store(Protocol):

@@ -24,7 +24,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 def shelf_lab(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Workspace:
     """A workspace in whose index the starter shelf stands."""
     workspace = make_workspace(tmp_path_factory.mktemp("shelf") / "lab")
-    engine = Engine(workspace, embedding.PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    engine = Engine(workspace, embedding.PACKAGED_MODEL, 0.3, load=lambda: embedder)
     assert engine.indexer.wait_idle(120)
     assert engine.close(10)
     return workspace
@@ -43,7 +43,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, shelf_lab: Workspace, embe
     """Memory in this process with nothing but the starter shelf; only to be read."""
     workspace = make_workspace(tmp_path_factory.mktemp("library") / "lab")
     copytree(shelf_lab.index_dir, workspace.index_dir)
-    made = Engine(workspace, embedding.PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    made = Engine(workspace, embedding.PACKAGED_MODEL, 0.3, load=lambda: embedder)
     yield made
     assert made.close(10)
 
@@ -51,7 +51,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, shelf_lab: Workspace, embe
 @pytest.fixture
 def engine(papers: Workspace, embedder: Embedder) -> Iterator[Engine]:
     """Memory in this process."""
-    made = Engine(papers, embedding.PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    made = Engine(papers, embedding.PACKAGED_MODEL, 0.3, load=lambda: embedder)
     yield made
     assert made.close(10)
 

@@ -42,7 +42,7 @@ def crash_while_indexing(workspace: Workspace, rounds: int, seed: int) -> None:
 
 
 def check_complete(workspace: Workspace, embedder: Embedder, rounds: int) -> None:
-    engine = Engine(workspace, PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    engine = Engine(workspace, PACKAGED_MODEL, 0.3, load=lambda: embedder)
     try:
         catalogue = engine.generations.building.catalogue
         entries = {entry.id: entry for entry in catalogue.entries(["done"])}

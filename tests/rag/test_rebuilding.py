@@ -42,7 +42,7 @@ def note(name: str, body: str) -> Entry:
 
 
 def test_a_new_model_is_swapped_in_when_its_index_is_complete(papers: Workspace, embedder: Embedder) -> None:
-    first = Engine(papers, PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    first = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder)
     first.add(note("note-1", "Capercaillies lek in pine forests, and dance before the sun is up in early spring."))
     assert first.indexer.wait_idle(30)
     passages = first.generations.building.store.count()
@@ -80,11 +80,11 @@ def test_a_rebuild_that_was_interrupted_goes_on(papers: Workspace, embedder: Emb
 
 
 def test_a_new_schema_starts_afresh_and_keeps_what_was_handed_over(papers: Workspace, embedder: Embedder) -> None:
-    first = Engine(papers, PACKAGED_MODEL, 0.25, load=lambda: embedder)
+    first = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder)
     first.add(note("note-1", "Ospreys plunge for trout."))
     assert first.indexer.wait_idle(30)
     assert first.close(10)
-    second = Engine(papers, PACKAGED_MODEL, 0.25, load=lambda: embedder, schema=99)
+    second = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder, schema=99)
     assert second.indexer.wait_idle(60)
     eventually(lambda: second.search(check("ospreys trout")).hits)
     assert second.close(10)

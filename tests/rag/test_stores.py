@@ -314,7 +314,7 @@ def test_while_a_server_is_away_documents_wait_and_the_reason_is_told(
     url = f"http://127.0.0.1:{stub.server_port}"
     stub.shutdown()
     stub.server_close()  # nobody listens there now
-    away = Engine(papers, PACKAGED_MODEL, 0.25, load=lambda: embedder, place=place_for(url, "lab"))
+    away = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder, place=place_for(url, "lab"))
     assert away.add(Entry("note-1", "note", "Ospreys", "note-1", "", body="Ospreys plunge for trout."))
     with pytest.raises(Unavailable, match=f"{url} does not answer"):
         away.search(check("ospreys"))
@@ -329,7 +329,7 @@ def test_while_a_server_is_away_documents_wait_and_the_reason_is_told(
     def open_local(folder: Path, dimension: int, made: Callable[[], None]) -> Store:
         return local(folder, dimension, made)
 
-    here = Engine(papers, PACKAGED_MODEL, 0.25, load=lambda: embedder, place=Place("client", open_local))
+    here = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder, place=Place("client", open_local))
     assert here.indexer.wait_idle(60)
     assert here.search(check("ospreys trout")).hits[0].id == "note-1"  # kept though no store ever had it
     assert here.search(check("how many tokens for each parameter")).hits[0].id == "shelf:chinchilla"
