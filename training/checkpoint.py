@@ -1,28 +1,134 @@
 """Checkpoints: a folder that appears whole or not at all.
 
-checkpoints/step-00000120/  model.safetensors  optimizer.pt (tensors only)  state.json  config.json  tokenizer.json
+checkpoints/step-00000120/
+  model.safetensors      the weights, for anyone to read
+  optimizer.safetensors  the optimizer's tensors; optimizer.pt, the rest of its state and the random number generators
+  state.json             step, clock, loader, data, and the size of every other file
+  config.json  tokenizer.json
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import pickle
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from training import tensor_file
 from training.config import TrainingConfig, load_config
 from workspace import durable
 from workspace.errors import NotFound, Refused
 
 PREFIX = "step-"
 STATE = "state.json"
-# torch's own layout reads back with weights_only=True, so a checkpoint can never run code
+MODEL, OPTIMIZER, REST = "model.safetensors", "optimizer.safetensors", "optimizer.pt"
+TENSOR = "tensor in optimizer.safetensors"  # key of the mark that stands for a tensor in optimizer.pt
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint is made of. Tensors may lie on any device; they are only read."""
+
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    rest: Any  # of the optimizer's state, and the generators: plain values, small tensors, marks for the others
+    state: Mapping[str, Any]
+    config: TrainingConfig
+    tokenizer_file: Path
+
+
+def content_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    state: Mapping[str, Any],
+    tokenizer_file: Path,
+) -> Content:
+    """The present state of everything; nothing is copied yet."""
+    tensors: dict[str, Tensor] = {}
+    generators: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state_all()
+    rest = {"optimizer": _without_tensors(optimizer.state_dict(), tensors), "generators": generators}
+    return Content(model.state_dict(), tensors, rest, state, config, tokenizer_file)
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """`value` with its tensors moved to `tensors` and marks in their place."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        tensors[name] = value
+        return {TENSOR: name}
+    if isinstance(value, dict):
+        return {key: _without_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_tensors(item, tensors) for item in value)
+    return value
+
+
+def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if TENSOR in value:
+            return tensors[value[TENSOR]]
+        return {key: _with_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_tensors(item, tensors) for item in value)
+    return value
+
+
+def write(folder: Path, content: Content, keep: int) -> Path:
+    """Write `folder`/step-N durably, then delete all but the newest `keep`. Raises OSError; older ones stay then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f".{PREFIX}*"):  # of a writer that was killed; this run has only one
+        shutil.rmtree(left, ignore_errors=True)
+    final = folder / f"{PREFIX}{content.state['step']:08d}"
+    work = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=folder))
+    try:
+        tensor_file.write(work / MODEL, content.model)
+        tensor_file.write(work / OPTIMIZER, content.optimizer)
+        torch.save(content.rest, work / REST)
+        _sync(work / REST)
+        shutil.copyfile(content.tokenizer_file, work / "tokenizer.json")
+        _sync(work / "tokenizer.json")
+        durable.write_json(work / "config.json", content.config.model_dump(mode="json"))
+        sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+        durable.write_json(work / STATE, {**content.state, "files": sizes})
+        work.chmod(0o755)
+        _put(work, final)
+        durable.sync_folder(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _put(work: Path, final: Path) -> None:
+    """Rename `work` to `final`. One of that name (the same step again) changes places with it: one is always there."""
+    if not final.exists():
+        work.replace(final)
+        return
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(work), os.fsencode(final)
+    if exchange is None or exchange(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) != 0:
+        aside = work.with_name(f"{work.name}.old")  # no system call for it here: for a moment both have hidden names
+        final.rename(aside)
+        work.rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,7 +146,7 @@ class Checkpoint:
     def load_model(self, model: nn.Module) -> None:
         """Raises `Refused` when the weights belong to another model."""
         try:
-            model.load_state_dict(load_file(self.folder / "model.safetensors"))
+            model.load_state_dict(self._tensors(MODEL))
         except RuntimeError as error:
             raise Refused(
                 f"checkpoint {self.folder.name} belongs to another model: {str(error).splitlines()[-1].strip()}",
@@ -48,72 +154,61 @@ class Checkpoint:
             ) from error
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Also puts torch's random number generator where it was."""
-        rest = torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(rest["optimizer"])
-        torch.set_rng_state(rest["rng"])
+        """Also puts torch's random number generators where they were. Raises `Refused`."""
+        try:
+            rest = torch.load(self.folder / REST, weights_only=True, map_location="cpu")
+            optimizer.load_state_dict(_with_tensors(rest["optimizer"], self._tensors(OPTIMIZER)))
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise Refused(
+                f"checkpoint {self.folder.name} has the state of another optimizer: {str(error).splitlines()[0]}",
+                fix="resume with the configuration and recipe it was written with",
+            ) from error
+        torch.set_rng_state(rest["generators"]["cpu"])
+        if torch.cuda.is_available() and "cuda" in rest["generators"]:
+            torch.cuda.set_rng_state_all(rest["generators"]["cuda"][: torch.cuda.device_count()])
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        try:
+            return dict(load_file(self.folder / name))
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"checkpoint {self.folder.name}: {name} cannot be read: {error}", fix=_ANOTHER) from error
 
 
-def save(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: TrainingConfig,
-    state: dict[str, Any],
-    tokenizer_file: Path,
-    keep: int,
-) -> Path:
-    """Write `folder`/step-N durably, then delete all but the newest `keep`. Raises OSError; older ones stay then."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f".{PREFIX}*"):  # of a writer that was killed; this run has only one
-        shutil.rmtree(left, ignore_errors=True)
-    final = folder / f"{PREFIX}{state['step']:08d}"
-    work = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=folder))
-    try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(_without_shared(weights), work / "model.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, work / "optimizer.pt")
-        shutil.copyfile(tokenizer_file, work / "tokenizer.json")
-        durable.write_json(work / "config.json", config.model_dump(mode="json"))
-        durable.write_json(work / STATE, state)
-        for name in ("model.safetensors", "optimizer.pt", "tokenizer.json"):
-            _sync(work / name)
-        work.chmod(0o755)
-        if final.exists():  # the same step again, after a resume
-            shutil.rmtree(final)
-        work.replace(final)
-        durable.sync_folder(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+_ANOTHER = "resume from another checkpoint, or start the run anew"
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`: its folder, a run's folder, or a `checkpoints` folder (then the newest in it)."""
+    """The checkpoint at `path`: its folder, a run's folder, or a `checkpoints` folder (then the newest in it).
+
+    Raises `NotFound` when there is none, `Refused` when it is not whole or was not written by this lab.
+    """
     for folder in (path, path / "checkpoints"):
         newest = folder if (folder / STATE).is_file() else next(iter(_folders(folder)[::-1]), None)
         if newest is not None:
-            state: Any = durable.read_json(newest / STATE)
-            config: Any = durable.read_json(newest / "config.json")
-            return Checkpoint(newest, state, load_config(config, source=f"{newest.name}/config.json"))
+            return _checked(newest)
+    if (path / MODEL).is_file():
+        raise Refused(f"{path.name} is not a checkpoint of this lab: it has weights but no {STATE}", fix=_ANOTHER)
     raise NotFound(f"there is no checkpoint in {path.name}", fix="start the run anew")
+
+
+def _checked(folder: Path) -> Checkpoint:
+    try:
+        state, config = durable.read_json(folder / STATE), durable.read_json(folder / "config.json")
+    except ValueError as error:
+        raise Refused(f"checkpoint {folder.name} is damaged: {error}", fix=_ANOTHER) from error
+    if not isinstance(state, dict) or not isinstance(config, dict) or not {"step", "files"} <= state.keys():
+        raise Refused(f"{folder.name} is not a checkpoint of this lab, or of an older version", fix=_ANOTHER)
+    for name, size in state["files"].items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = "is missing" if found is None else f"is truncated: {found} bytes of {size}"
+            raise Refused(f"checkpoint {folder.name} is not whole: {name} {what}", fix=_ANOTHER)
+    return Checkpoint(folder, state, load_config(config, source=f"{folder.name}/config.json"))
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / STATE).is_file())
-
-
-def _without_shared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """safetensors refuses tensors that share memory (a tied head): each gets its own copy."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in weights.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if pointer in seen else tensor
-        seen.add(pointer)
-    return result
 
 
 def _sync(path: Path) -> None:

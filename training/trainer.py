@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import math
@@ -30,6 +31,7 @@ from training.recipe_code import Builders
 from training.report import Reporter, say
 from training.schedule import rates
 from training.score import Evaluation
+from training.snapshot import Writer
 from workspace import clock, durable
 from workspace.errors import Refused
 
@@ -63,6 +65,7 @@ class Trainer:
         self.smooth_loss = 0.0
         self.warm_up_seconds = 0.0
         self.reporter = self._reporter()
+        self.writer = Writer(job.folder / CHECKPOINTS, config.checkpoint.keep)
         self._quick_done = 0
         self._saved_at = time.monotonic()
 
@@ -96,6 +99,10 @@ class Trainer:
         except _Interrupted:
             self.save_checkpoint()
             raise Preempted("SIGTERM; the checkpoint is written") from None
+        except BaseException:
+            with contextlib.suppress(OSError):  # what ended the run is the news
+                self.writer.finish()
+            raise
         finally:
             gc.unfreeze()
         self.save_checkpoint()
@@ -181,10 +188,17 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.backend.synchronize()
+        if self._saves_on_the_way():
+            self.writer.reserve(self._content())
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(fresh)
         torch.set_rng_state(generator)
         self.warm_up_seconds = time.perf_counter() - started
+
+    def _saves_on_the_way(self) -> bool:
+        """Whether a checkpoint may come before the last."""
+        every, budget = self.config.checkpoint.every_seconds, self.config.budget
+        return every > 0 and (budget.kind != "seconds" or budget.amount > every)
 
     # -- evaluation and checkpoints --
 
@@ -198,7 +212,7 @@ class Trainer:
             report.evaluated(metrics, self.clock.steps, self.clock.seconds, result.as_json(), full=False)
         every = self.config.checkpoint.every_seconds
         if every and time.monotonic() - self._saved_at >= every:
-            self.save_checkpoint()
+            self.save_checkpoint(wait=False)
 
     @cached_property
     def quick_rows(self) -> Rows:
@@ -226,7 +240,15 @@ class Trainer:
             device=self.backend.device, context=self.precision, between=stop_soon,
         )  # fmt: skip
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, *, wait: bool = True) -> None:
+        """With `wait` it is on disk when this returns; without, a thread writes it."""
+        if wait:
+            self.writer.save_now(self._content())
+        else:
+            self.writer.save(self._content())
+        self._saved_at = time.monotonic()
+
+    def _content(self) -> checkpoint.Content:
         state = {
             "step": self.clock.steps,
             "training_seconds": self.clock.seconds,
@@ -235,11 +257,8 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "data": self.data.fingerprint,
         }
-        checkpoint.save(
-            self.job.folder / CHECKPOINTS, self.model, self.optimizer, self.config, state,
-            self.data.folder / "tokenizer.json", self.config.checkpoint.keep,
-        )  # fmt: skip
-        self._saved_at = time.monotonic()
+        tokenizer = self.data.folder / "tokenizer.json"
+        return checkpoint.content_of(self.model, self.optimizer, self.config, state, tokenizer)
 
     def _resume(self) -> None:
         assert self.job.resume_from is not None

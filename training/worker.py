@@ -119,6 +119,7 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
         "epochs": clock.tokens / trainer.data.meta["tokens"]["train"],
         "training_seconds": clock.seconds,
         "warm_up_seconds": trainer.warm_up_seconds,
+        "checkpoint_stall_seconds": trainer.writer.stalled_s,
         "tokens_per_s": rate,
         "peak_memory_bytes": backend.peak_memory_bytes(),
         "parameters": _parameters(trainer),

@@ -221,27 +221,6 @@ def test_only_the_newest_checkpoints_are_kept(workspace: Workspace) -> None:
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
 
 
-def test_a_half_written_checkpoint_is_not_seen(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run_folder(workspace, small())
-    assert train_here(folder) == 0
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("training.checkpoint.durable.write_json", full)
-        found = open_checkpoint(folder)
-        from training import checkpoint
-
-        model = torch.nn.Linear(1, 1)
-        with pytest.raises(OSError, match="No space"):
-            checkpoint.save(
-                folder / "checkpoints", model, torch.optim.SGD(model.parameters()), found.config, {"step": 99},
-                found.folder / "tokenizer.json", 1,
-            )  # fmt: skip
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000006"]
-
-
 def test_resuming_with_another_model_is_refused(workspace: Workspace) -> None:
     assert train_here(run_folder(workspace, small(), "first")) == 0
     second = run_folder(workspace, small(model__depth=3), "second", resume_from="runs/first")
@@ -420,7 +399,7 @@ def test_an_unwritable_disk_is_no_success(workspace: Workspace, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.checkpoint.save", full)
+    monkeypatch.setattr("training.tensor_file.write", full)
     folder = run_folder(workspace, small())
     assert train_here(folder) == 1
     assert "No space left" in summary(folder)["error"]
@@ -432,8 +411,3 @@ def test_starting_does_not_import_the_heavy_libraries_early() -> None:
         [*module_command("x")[:2], "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert answer.stdout.strip() == "[]"
-
-
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="no checkpoint"):
-        open_checkpoint(tmp_path)

@@ -76,7 +76,7 @@ def open_and_score(workspace: Workspace, run: str, by: str) -> dict[str, Any]:
     if data.meta["sha256"] != summary["data"]["sha256"]:
         raise Refused(f"the prepared data are not those of {run}", fix="run the recipe again")
     scoring.Seal.take(data)
-    record = {"id": os.urandom(8).hex(), "time": clock.now(), "run": run, "by": by}
+    record: dict[str, Any] = {"id": os.urandom(8).hex(), "time": clock.now(), "run": run, "by": by}
     durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
     candidate = scoring.Candidate(folder / CHECKPOINTS, job.recipe_dir, summary["dtype"]["used"], job.config)
     ids = audit_ids(data, workspace.cache_dir)
