@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rag.documents import chunks, files, text
+from rag.documents.bibliography import Library
 from rag.documents.document import Details, Document, Unreadable, clean
 from rag.embedding.embedder import Embedder
 from rag.index.catalogue import Entry
 from rag.index.generation import Generations
 from rag.index.store import Passage
-from rag.scan import path_of
+from rag.scan import SHELF_PREFIX, fingerprint, given_by, path_of
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
@@ -45,6 +46,7 @@ class Indexer:
         self.generations = generations
         self.current = ""
         self.error = ""  # why indexing stands still
+        self.library = Library()
         self._embedder = embedder
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -141,6 +143,7 @@ class Indexer:
             if not building.catalogue.opening(entry):
                 raise Unreadable("reading it ended the memory process several times")
             document = self._read(entry)
+            entry = self._joined(entry, document.details)
             passages = self._passages(entry, document)
             first = list(itertools.islice(passages, BATCH))
             building.catalogue.opened(entry)
@@ -163,8 +166,7 @@ class Indexer:
             count += len(batch)
             if self._stopping.is_set():
                 return
-            while entry.priority == 0 and self._one(above=0):
-                pass  # a note or an experiment does not wait for a long paper
+            self._urgent(entry)
             batch = list(itertools.islice(passages, BATCH))
         building.store.delete(entry.id, from_number=count)
         details = self._complete(entry, document.details)
@@ -179,7 +181,29 @@ class Indexer:
     def _read(self, entry: Entry) -> Document:
         if entry.path is None:
             return text.read_markdown(clean(entry.body or ""))
-        return files.read(path_of(entry.path, self.workspace))
+        path = path_of(entry.path, self.workspace)
+        return files.read(path, self.workspace.root, breathe=lambda: self._urgent(entry))
+
+    def _urgent(self, entry: Entry) -> None:
+        """A note or an experiment does not wait for a long paper."""
+        while entry.priority == 0 and not self._stopping.is_set() and self._one(above=0):
+            pass
+
+    def _joined(self, entry: Entry, found: Details) -> Entry:
+        """With what a bibliography says about a paper of this title, as the next scan would give it."""
+        if entry.path is None or entry.path.startswith(SHELF_PREFIX) or entry.details:
+            return entry
+        match = self.library.titled(found.title, found.arxiv)
+        if match is None:
+            return entry
+        given = given_by(match.details)
+        path = path_of(entry.path, self.workspace)
+        content = files.content_hash(files.parts(path, self.workspace.root))
+        catalogue = self.generations.building.catalogue
+        alone = catalogue.get(match.identity)
+        if alone is not None and alone.path is None:
+            catalogue.removing(alone.id)
+        return replace(entry, details=given, hash=fingerprint(content, given))
 
     def _complete(self, entry: Entry, found: Details) -> Details:
         """What was given goes before what was found in the text."""
@@ -203,6 +227,8 @@ class Indexer:
                 page_end=chunk.pages[1] if chunk.pages else None,
                 start=chunk.start,
                 end=chunk.end,
+                campaign=str(entry.details.get("campaign") or ""),
+                metrics=dict(entry.details.get("metrics") or {}),
             )
 
 

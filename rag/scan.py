@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rag.documents import bibliography, files, text
+from rag.documents import bibliography, files, latex, text
+from rag.documents.bibliography import Library
 from rag.documents.document import Details, Unreadable
-from rag.index.catalogue import Catalogue, Entry, FileRow
+from rag.index.catalogue import BIBTEX_KEY, Catalogue, Entry, FileRow
 from workspace.layout import Workspace
 
 SHELF = Path(__file__).resolve().parent / "shelf"
@@ -41,16 +43,18 @@ def path_of(key: str, workspace: Workspace) -> Path:
 class Scan:
     """One pass over folders and files; `relabel(document, source)` is told of each move."""
 
-    def __init__(self, workspace: Workspace, catalogue: Catalogue, relabel: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, workspace: Workspace, catalogue: Catalogue, relabel: Callable[[str, str], None], library: Library
+    ) -> None:
         self.workspace = workspace
         self.catalogue = catalogue
         self.relabel = relabel
+        self.library = library
         self.known = catalogue.files()
         self.hashes: dict[str, list[str]] = {}
         for row in self.known.values():
             self.hashes.setdefault(row.hash, []).append(row.path)
         self.found = Found()
-        self.entries: list[bibliography.Entry] = []
         self.described: set[str] = set()  # keys of bibliography entries that are about a file
 
     def shelf(self) -> None:
@@ -75,7 +79,9 @@ class Scan:
                 prefixes.append(f"{key}\n")  # exactly this file
                 if place.is_file():
                     seen[place.relative_to(root).as_posix()] = place
-        self._bibliographies(path for key, path in seen.items() if path.suffix.lower() == files.BIBLIOGRAPHY)
+        self._bibliographies(seen.values())
+        for path in self._parts_of_others(seen.values()):
+            del seen[path.relative_to(root).as_posix()]
         gone = [
             key
             for key in self.known
@@ -91,16 +97,19 @@ class Scan:
 
     def _file(self, key: str, path: Path) -> None:
         known = self.known.get(key)
-        details = self._details(path)
+        details = self._details(key, path, known)
         try:
-            stat = path.stat()
-            row = FileRow(key, stat.st_size, stat.st_mtime_ns, "", known.document if known else "")
-            given = _given(details)
+            given = given_by(details)
+            if path.suffix.lower() == ".tex":
+                files.check_size(path)  # it is read to find its parts
+            parts = files.parts(path, self.workspace.root)
+            now = files.content(parts)
+            row = FileRow(key, now.size, now.modified_ns, "", known.document if known else "")
             if known and (known.size, known.modified_ns) == (row.size, row.modified_ns):
                 row = known
             else:
                 files.check_size(path)
-                row = replace(row, hash=files.content_hash(path))
+                row = replace(row, hash=files.content_hash(parts))
         except (Unreadable, OSError):
             self._unreadable(key, known)
             return
@@ -122,9 +131,9 @@ class Scan:
 
     def _entry(self, key: str, path: Path, row: FileRow, details: Details, given: dict[str, Any]) -> Entry:
         identity = row.document or self._identity(key, path, row.hash)
-        fingerprint = hashlib.sha256(json.dumps([row.hash, given], sort_keys=True).encode()).hexdigest()
         title = details.title or path.stem
-        return Entry(identity, "paper", title, key, fingerprint, details.date, details.tags, given, path=key)
+        made = fingerprint(row.hash, given)
+        return Entry(identity, "paper", title, key, made, details.date, details.tags, given, path=key)
 
     def _same_content(self, key: str, row: FileRow) -> bool:
         """The same content is known under another name: the file was moved, or is a copy. Nothing is read again."""
@@ -170,43 +179,84 @@ class Scan:
     def _gone(self, keys: Iterable[str]) -> None:
         self.found.removed += len(self.catalogue.forget_files([key for key in keys if key in self.known]))
 
-    def _bibliographies(self, paths: Iterable[Path]) -> None:
-        for path in paths:
-            try:
-                files.check_size(path)
-                self.entries += bibliography.parse(text.decode(path.read_bytes(), path.name))
-            except (Unreadable, OSError):
-                key = self.workspace.relative(path)
-                self._unreadable(key, self.known.get(key))
+    def _bibliographies(self, seen: Iterable[Path]) -> None:
+        """Those of the papers folder count wherever the files they are about lie."""
+        found = [*seen, *files.find(self.workspace.papers_dir, self.workspace.root)]
+        paths = [path for path in dict.fromkeys(found) if path.suffix.lower() == files.BIBLIOGRAPHY]
+        self.library.read(paths, self._parsed)
 
-    def _details(self, path: Path) -> Details:
-        for entry in self.entries:
-            if entry.describes(path):
-                self.described.add(entry.key)
-                return entry.details
-        return Details()
+    def _parsed(self, path: Path) -> list[bibliography.Entry]:
+        key = self.workspace.relative(path)
+        try:
+            files.check_size(path)
+            parsed = bibliography.parse(text.decode(path.read_bytes(), path.name))
+        except (Unreadable, OSError):
+            self._unreadable(key, self.known.get(key))
+            return []
+        if key in self.known:  # it could not be read before
+            self._gone([key])
+        return parsed
+
+    def _parts_of_others(self, seen: Iterable[Path]) -> set[Path]:
+        """LaTeX files that are read as parts of a whole document among those seen, and so are none by themselves."""
+        sources = [path for path in seen if path.suffix.lower() == ".tex"]
+        parts: set[Path] = set()
+        for path in sources:
+            with contextlib.suppress(Unreadable, OSError):  # listed with the reason in its turn
+                files.check_size(path)
+                source, found = latex.join(path, self.workspace.root)
+                parts.update(part for part in found[1:] if latex.BEGIN in source)
+        return parts & set(sources)
+
+    def _details(self, key: str, path: Path, known: FileRow | None) -> Details:
+        entry = self.library.about(path)
+        before = self.catalogue.get(known.document) if entry is None and known else None
+        if before is not None and not key.startswith(SHELF_PREFIX):
+            entry = self.library.titled(before.title)
+        if entry is None:
+            return Details()
+        self.described.add(entry.key)
+        return entry.details
 
     def _loose_entries(self) -> None:
-        """Entries with an abstract and no file are documents themselves."""
-        for entry in self.entries:
+        """Entries with an abstract and no file are documents themselves, as long as both is so."""
+        there = set()
+        for entry in self.library.entries:
             if entry.key in self.described or not entry.abstract:
                 continue
-            details = entry.details
-            content = json.dumps([_given(details), entry.abstract], sort_keys=True)
-            fingerprint = hashlib.sha256(content.encode()).hexdigest()
-            source = f"arXiv:{details.arxiv}" if details.arxiv else entry.key
-            identity = "paper-" + (re.sub(r"[^a-z0-9.]+", "-", entry.key.lower()).strip("-.")[:48] or "entry")
-            document = Entry(
-                *(identity, "paper", details.title, source, fingerprint, details.date, details.tags),
-                details=_given(details),
-                body=f"## Abstract\n\n{entry.abstract}",
-            )
-            if self.catalogue.put(document):
+            there.add(entry.identity)
+            if self.catalogue.put(_loose(entry)):
                 self.found.added += 1
             else:
                 self.found.unchanged += 1
+        for document in self.catalogue.from_bibliography():
+            if document not in there:
+                self.catalogue.removing(document)
+                self.found.removed += 1
 
 
-def _given(details: Details) -> dict[str, Any]:
+def _loose(entry: bibliography.Entry) -> Entry:
+    details = entry.details
+    given = given_by(details) | {BIBTEX_KEY: entry.key}
+    return Entry(
+        entry.identity,
+        "paper",
+        details.title,
+        f"arXiv:{details.arxiv}" if details.arxiv else entry.key,
+        fingerprint(hashlib.sha256(entry.abstract.encode()).hexdigest(), given),
+        details.date,
+        details.tags,
+        given,
+        body=f"## Abstract\n\n{entry.abstract}",
+    )
+
+
+def given_by(details: Details) -> dict[str, Any]:
+    """What a bibliography says about a file, as it is kept with the document."""
     given = {"title": details.title, "date": details.date, "authors": details.authors, "arxiv": details.arxiv}
-    return {name: value for name, value in given.items() if value} | ({"tags": details.tags} if details.tags else {})
+    return {name: value for name, value in given.items() if value} | ({"tags": list(details.tags)} if details.tags else {})
+
+
+def fingerprint(content: str, given: dict[str, Any]) -> str:
+    """Of all that a document's passages are made from: its content's hash, and what is given about it."""
+    return hashlib.sha256(json.dumps([content, given], sort_keys=True).encode()).hexdigest()

@@ -1,14 +1,19 @@
-"""BibTeX: titles, authors and years for the files beside it, and entries of their own. Standard library only."""
+"""BibTeX: titles, authors and years for the files beside it, and entries of their own. Standard library only.
+
+An entry is about a file that it names, that is called after its key or arXiv id, or that bears its title.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from rag.documents.document import ARXIV, Details, clean
 from rag.documents.text import details_of
 
+LEAST_TITLE = 12  # letters and digits; "Introduction" tells no paper from another
 MONTHS = {name: f"{n:02d}" for n, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
 
 
@@ -24,6 +29,45 @@ class Entry:
         stem = path.stem.lower()
         named = {self.key.lower(), self.details.arxiv} - {""}
         return path.name in self.files or stem in named or re.sub(r"v\d+$", "", stem) in named
+
+    @property
+    def identity(self) -> str:
+        """The id of the document that its abstract is while no file is there."""
+        return "paper-" + (re.sub(r"[^a-z0-9.]+", "-", self.key.lower()).strip("-.")[:48] or "entry")
+
+
+class Library:
+    """Every entry of the .bib files last given to `read`. May be asked while it is read anew."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._parsed: dict[Path, tuple[tuple[int, int], list[Entry]]] = {}
+        self._titled: dict[str, Entry] = {}
+
+    def read(self, paths: Iterable[Path], parse_file: Callable[[Path], list[Entry]]) -> None:
+        """Take in these files and no others; one that has not changed is not parsed again."""
+        parsed = {}
+        for path in paths:
+            stat = path.stat() if path.exists() else None
+            state = (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
+            known = self._parsed.get(path)
+            parsed[path] = known if known and known[0] == state else (state, parse_file(path))
+        self._parsed = parsed
+        self.entries = [entry for _, found in parsed.values() for entry in found]
+        names = [(key, entry) for entry in self.entries for key in _names(entry.details.title, entry.details.arxiv)]
+        self._titled = dict(reversed(names))
+
+    def about(self, path: PurePath) -> Entry | None:
+        return next((entry for entry in self.entries if entry.describes(path)), None)
+
+    def titled(self, title: str, arxiv: str = "") -> Entry | None:
+        """The entry with this title (letters and digits count) or arXiv id."""
+        return next((self._titled[key] for key in _names(title, arxiv) if key in self._titled), None)
+
+
+def _names(title: str, arxiv: str) -> list[str]:
+    folded = "".join(character for character in title.casefold() if character.isalnum())
+    return ([arxiv] if arxiv else []) + ([folded] if len(folded) >= LEAST_TITLE else [])
 
 
 def parse(text: str) -> list[Entry]:

@@ -18,7 +18,11 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """A paragraph. `start` counts characters in the file's text, for a PDF in the text of its page (from 1)."""
+    """A paragraph. `start` counts characters in the document's text, for a PDF in the text of its page (from 1).
+
+    That text is the file's own for Markdown and plain text; for other kinds it is what the reader makes of the file
+    (of the page): its paragraphs in reading order, an empty line between them.
+    """
 
     text: str
     section: str = ""

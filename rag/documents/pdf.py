@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rag.documents import columns
 from rag.documents.document import (
     ARXIV,
     TITLE_LIMIT,
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     import pypdfium2
 
 PAGE_LIMIT = 10_000
+PAGE_TEXT_LIMIT = 200_000  # characters read of one page; a full one has 10,000
+BREATHS = 25  # pages read between two calls of `breathe`: some 0.05 s
 TITLE_SCAN = 1500  # characters of the first page among which the title is looked for
+AUTHOR_LINES = 12  # below the title
 KNOWN_HEADINGS = (
     "abstract|introduction|background|related works?|methods?|methodology|materials and methods|approach|model|data|"
     "experiments?|experimental setup|setup|results?|evaluation|analysis|ablations?|discussion|limitations|"
@@ -40,10 +44,21 @@ HEADING = re.compile(
     re.IGNORECASE,
 )
 REFERENCES = re.compile(r"references|bibliography", re.IGNORECASE)
+AFTER_REFERENCES = re.compile(r"append|supplement|acknowledge?ment", re.IGNORECASE)
+RUN_IN = re.compile(r"(Abstract|ABSTRACT|Summary)\s*[.:–—-]\s*(?=\S)")  # a heading with its text behind it
+STAMP = re.compile(r"arXiv:\S+\s+\[[\w.-]+\]\s+\d.*")  # what arXiv prints up the side of the first page
+NAME = re.compile(r"[^\W\d_][\w.'’-]*(?: [^\W\d_][\w.'’-]*){1,4}")
+NO_NAME = re.compile(
+    r"universi|institut|department|laborator|school|research|google|inc\.|@|https?:|\bthe\b|\bof\b|\bfor\b",
+    re.IGNORECASE,
+)
 
 
-def read(path: Path) -> Document:
-    """Raises `Unreadable` with the reason: not a PDF, damaged, needs a password, no text layer."""
+def read(path: Path, breathe: Callable[[], None] = lambda: None) -> Document:
+    """Raises `Unreadable` with the reason: not a PDF, damaged, needs a password, no text layer.
+
+    `breathe` is called now and then: thousands of pages take seconds, for which something else may not want to wait.
+    """
     import pypdfium2
 
     try:
@@ -59,7 +74,11 @@ def read(path: Path) -> Document:
             raise Unreadable("it is damaged: no page can be read")
         if count > PAGE_LIMIT:
             raise Unreadable(f"it has {count:,} pages; at most {PAGE_LIMIT:,} are read: split it")
-        pages = [_page_lines(pdf, n) for n in range(count)]
+        pages = []
+        for number in range(count):
+            pages.append(_page_lines(pdf, number))
+            if number % BREATHS == BREATHS - 1:
+                breathe()
         if sum(len(line) for lines in pages for line in lines) < 20 * min(count, 50):
             raise Unreadable("no text layer (a scan): run OCR over it, for example with ocrmypdf")
         details = _details(pdf, pages)
@@ -78,13 +97,31 @@ def _page_lines(pdf: pypdfium2.PdfDocument, number: int) -> list[str]:
     except pypdfium2.PdfiumError:
         return []  # one damaged page does not cost the others
     try:
-        raw = textpage.get_text_range()
+        raw = _across(textpage, page.get_width()) or textpage.get_text_range(
+            0, min(PAGE_TEXT_LIMIT, textpage.count_chars())
+        )
     finally:
         textpage.close()
         page.close()
-    # pdfium marks a line-end hyphen with U+FFFE or U+0002; both words' halves are joined
-    raw = re.sub(r"[\ufffe\x02](?:\r?\n)?", "", raw)
+    # pdfium marks a line-end hyphen with U+FFFE or U+0002; the halves are joined, unless the second is a name
+    raw = re.sub(r"[\ufffe\x02](?:\r?\n)?(?P<capital>(?=[A-Z\d]))?", lambda m: "" if m["capital"] is None else "-", raw)
     return [line.strip() for line in clean(raw).split("\n")]
+
+
+def _across(textpage: pypdfium2.PdfTextPage, width: float) -> str:
+    """The text of a page whose two columns were drawn line by line across it; empty for any other page."""
+    count = textpage.count_rects()
+    if count > PAGE_TEXT_LIMIT // 10:
+        return ""
+    pieces = [columns.Piece(*textpage.get_rect(n)) for n in range(count)]
+    gap = columns.drawn_across(pieces, width)
+    if gap is None:
+        return ""
+    lines = columns.in_order(pieces, gap)
+    texts = (
+        " ".join(textpage.get_text_bounded(p.left, p.bottom, p.right, p.top).strip() for p in line) for line in lines
+    )
+    return "\n".join(texts)
 
 
 def _details(pdf: pypdfium2.PdfDocument, pages: list[list[str]]) -> Details:
@@ -98,7 +135,30 @@ def _details(pdf: pypdfium2.PdfDocument, pages: list[list[str]]) -> Details:
         title = _largest_text(pdf) or title
     created = re.match(r"D:(\d{4})(\d{2})?", metadata.get("CreationDate", ""))
     date = arxiv_date(arxiv) or ("-".join(part for part in created.groups() if part) if created else "")
-    return Details(title, date, (), clean_title(metadata.get("Author", "")), arxiv)
+    authors = clean_title(metadata.get("Author", ""))
+    if not NAME.match(authors) or "@" in authors:
+        authors = _authors(pages[0], title)
+    return Details(title, date, (), authors, arxiv)
+
+
+def _authors(lines: list[str], title: str) -> str:
+    """The names between title and abstract; empty when nothing there looks like names."""
+    words = set(title.lower().split())
+    filled = [line for line in lines if line]
+    start = max((n for n, line in enumerate(filled[:20], 1) if words and set(line.lower().split()) <= words), default=0)
+    names: list[str] = []
+    rest = ""  # of a list of names that goes on in the next line
+    for line in filled[start : start + AUTHOR_LINES] if start else []:
+        if _heading(line) or RUN_IN.match(line) or NO_NAME.search(line):
+            break
+        parts = re.split(r"\s*(?:[,;&]|\band\b)\s*", re.sub(r"[\d*†‡§¶∗]+", ",", f"{rest} {line}".strip()))
+        rest = parts.pop() if len(parts) > 1 else ""
+        found = [part for part in parts if NAME.fullmatch(part) and part[0].isupper()]
+        if not found and not rest and any(character.isalpha() for character in line):
+            break
+        names += found
+    names += [rest] if NAME.fullmatch(rest) and rest[0].isupper() else []
+    return clean_title(", ".join(dict.fromkeys(names)))
 
 
 def _largest_text(pdf: pypdfium2.PdfDocument) -> str:
@@ -138,7 +198,7 @@ def _drop_running_heads(pages: list[list[str]]) -> None:
     for lines in pages:
         filled = [line for line in lines if line]
         edges.update({shape(line) for line in (*filled[:2], *filled[-2:])})
-    often = max(3, len(pages) * 0.3)
+    often = max(2, len(pages) * 0.3)
     for lines in pages:
         places = [n for n, line in enumerate(lines) if line]
         for n in {*places[:2], *places[-2:]}:
@@ -147,29 +207,42 @@ def _drop_running_heads(pages: list[list[str]]) -> None:
 
 
 def _blocks(pages: list[list[str]]) -> Iterator[Block]:
+    position = last = 0
+    for page, section, text in _paragraphs(pages):
+        position = position if page == last else 0
+        yield Block(text, section, page, position)
+        position, last = position + len(text) + 2, page
+
+
+def _paragraphs(pages: list[list[str]]) -> Iterator[tuple[int, str, str]]:
+    """(page, section, text) of each, the list of references left out."""
     section = ""
     in_references = False
     for number, lines in enumerate(pages, 1):
-        start = position = 0
         paragraph = ""
         widest = max((len(line) for line in lines), default=0)
         for line in lines:
-            heading = _heading(line)
-            if heading:
+            heading, rest = _heading(line), ""
+            if run_in := RUN_IN.match(line):
+                heading, rest = run_in.group(1).capitalize(), line[run_in.end() :]
+            if heading and not (in_references and not _ends_references(line)):
                 if paragraph and not in_references:
-                    yield Block(paragraph, section, number, start)
-                paragraph = ""
-                section = heading
+                    yield number, section, paragraph
+                paragraph, section = rest, heading
                 in_references = bool(REFERENCES.fullmatch(heading)) and number > len(pages) * 0.4
-            elif line:
-                start = start if paragraph else position
+            elif line and not in_references and not STAMP.fullmatch(line):
                 paragraph = _join(paragraph, line)
-                if line.endswith((".", "?", "!")) and len(line) < widest * 0.7 and not in_references:
-                    yield Block(paragraph, section, number, start)
+                if line.endswith((".", "?", "!")) and len(line) < widest * 0.7:
+                    yield number, section, paragraph
                     paragraph = ""
-            position += len(line) + 1
         if paragraph and not in_references:
-            yield Block(paragraph, section, number, start)
+            yield number, section, paragraph
+
+
+def _ends_references(line: str) -> bool:
+    """A reference that begins with an initial looks like a numbered heading; an appendix is A, and no name."""
+    appendix = re.match(r"A(?:\.1)?\.?\s+[A-Z][a-z]{3,}(?:\s+[A-Za-z]+)+$", line)
+    return bool(AFTER_REFERENCES.search(line) or appendix)
 
 
 def _heading(line: str) -> str:

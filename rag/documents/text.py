@@ -10,9 +10,11 @@ from typing import Any
 from rag.documents.document import Block, Details, Document, Unreadable, arxiv_date, clean, clean_title
 
 HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*\s*$")
-FENCE = re.compile(r"^\s*(```|~~~)")
+FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 SKIPPED_TAGS = frozenset(["script", "style", "nav", "noscript", "template", "svg", "form", "button"])
+# bytes that text in Windows-1252 has no use for
+STRANGE = bytes([*(set(range(32)) - set(b"\n\r\t\f")), 0x81, 0x8D, 0x8F, 0x90, 0x9D])
 BLOCK_TAGS = frozenset(
     "p div li ul ol dl dt dd table tr td th section article aside blockquote pre figure figcaption main br hr".split()
 )
@@ -28,9 +30,7 @@ def decode(data: bytes, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
-    sample = text[:100_000]
-    strange = sum(1 for character in sample if ord(character) < 32 and character not in "\n\r\t\f") + sample.count("�")
-    if strange > len(sample) * 0.02:
+    if len(data) - len(data.translate(None, STRANGE)) > len(data) * 0.02:
         raise Unreadable(f"binary data, although it is named {name}")
     return text
 
@@ -62,19 +62,25 @@ def _markdown_blocks(text: str, body: int, title: str) -> Iterator[Block]:
     levels: dict[int, str] = {}
     lines: list[str] = []
     start = position = body
-    fenced = False
+    fenced = ""  # the marks that opened a block of code
     section = ""
 
     def block() -> Iterator[Block]:
-        content = COMMENT.sub("", "".join(lines))
+        content = "".join(lines).strip("\n")
         if content.strip():
-            yield Block(content.strip("\n"), section=section, start=start)
+            yield Block(content, section=section, start=start)
         lines.clear()
 
-    for line in text[body:].splitlines(keepends=True):
+    # a comment leaves a gap of its length, or the offsets of what follows would be wrong
+    shown = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text[body:])
+    for line in shown.splitlines(keepends=True):
         heading = None if fenced else HEADING.match(line.rstrip("\n"))
-        if FENCE.match(line):
-            fenced = not fenced
+        if mark := FENCE.match(line):
+            marks = mark.group(1)
+            if not fenced:
+                fenced = marks
+            elif marks[0] == fenced[0] and len(marks) >= len(fenced):
+                fenced = ""
         if heading or (not line.strip() and not fenced):
             yield from block()
         if heading:
@@ -147,10 +153,9 @@ class _Page(HTMLParser):
         self.blocks: list[Block] = []
         self._section = ""
         self._text: list[str] = []
-        self._start = 0
+        self._start = 0  # of the next block, in the text that all of them are, an empty line between them
         self._skipping = 0
         self._in: str = ""
-        self._lines: list[int] = [0]
 
     def flush(self) -> str:
         text = " ".join("".join(self._text).split())
@@ -158,9 +163,10 @@ class _Page(HTMLParser):
         return text
 
     def end_block(self) -> None:
-        start, text = self._start, self.flush()
+        text = self.flush()
         if text and not self._skipping:
-            self.blocks.append(Block(text, section=self._section, start=start))
+            self.blocks.append(Block(text, section=self._section, start=self._start))
+            self._start += len(text) + 2
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in SKIPPED_TAGS:
@@ -186,16 +192,10 @@ class _Page(HTMLParser):
             self.end_block()
 
     def handle_data(self, data: str) -> None:
-        if self._skipping:
-            return
-        if not self._text:
-            line, column = self.getpos()
-            self._start = self._lines[line - 1] + column if line <= len(self._lines) else 0
-        self._text.append(data)
+        if not self._skipping:
+            self._text.append(data)
 
     def parse(self, text: str) -> None:
-        for match in re.finditer("\n", text):
-            self._lines.append(match.end())
         self.feed(text)
         self.close()
         self.end_block()

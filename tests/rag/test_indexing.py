@@ -137,6 +137,62 @@ def test_a_bibliography_describes_files_and_adds_its_abstracts(engine: Engine, p
     assert ids(engine, "puffins in winter") == ["paper-doe2001"]
 
 
+def test_a_bibliography_is_joined_by_title_without_reading_a_paper_twice(engine: Engine, papers: Workspace) -> None:
+    paper = papers.papers_dir / "download (3).md"
+    paper.write_text("# Gannets: How They Dive\n\nGannets plunge from thirty metres.")
+    bib = papers.papers_dir / "refs.bib"
+    bib.write_text(
+        "@article{smith2019, title={{Gannets}: how they dive}, author={Smith, Ann}, year=2019, keywords={seabirds},"
+        " abstract={An abstract about gannets.}}"
+    )
+    report = index(engine)
+    hit = engine.search(check("gannets plunge")).hits[0]
+    assert (hit.source, hit.date, hit.tags) == ("papers/download (3).md", "2019", ["seabirds"])
+    assert not any(hit.id == "paper-smith2019" for hit in engine.search(check("abstract about gannets")).hits)
+    report = index(engine)
+    assert (report.added, report.changed, report.removed) == (0, 0, 0)
+    index(engine, "papers/download (3).md")  # alone, without the bibliography beside it
+    assert engine.search(check("gannets plunge")).hits[0].date == "2019"
+    bib.unlink()
+    assert index(engine).changed == 1
+    assert engine.search(check("gannets plunge")).hits[0].date == ""
+
+
+def test_an_abstract_gives_way_to_its_paper_and_comes_back(engine: Engine, papers: Workspace) -> None:
+    (papers.papers_dir / "refs.bib").write_text(
+        "@article{doe2001, title={Puffins at Sea}, year=2001, eprint={2001.01234}, archivePrefix={arXiv},"
+        " abstract={Puffins overwinter on the open ocean.}}"
+    )
+    index(engine)
+    assert ids(engine, "puffins in winter") == ["paper-doe2001"]
+    paper = papers.papers_dir / "2001.01234v2.txt"
+    paper.write_text("Puffins in winter stay on the open ocean and moult there.")
+    index(engine)
+    assert ids(engine, "puffins in winter") == ["paper-2001.01234v2"]
+    paper.unlink()
+    index(engine)
+    assert ids(engine, "puffins in winter") == ["paper-doe2001"]
+    (papers.papers_dir / "refs.bib").write_text("")
+    index(engine)
+    assert ids(engine, "puffins in winter") == []
+
+
+def test_a_latex_document_is_one_and_follows_its_parts(engine: Engine, papers: Workspace) -> None:
+    folder = papers.papers_dir / "source"
+    folder.mkdir()
+    (folder / "main.tex").write_text(r"\title{Terns}\begin{document}\section{Intro}Terns. \input{method}\end{document}")
+    (folder / "method.tex").write_text(r"\section{Method} Terns were ringed in June.")
+    (folder / "alone.tex").write_text(r"\section{Skuas} Skuas rob terns of fish.")
+    assert index(engine).added == 2
+    hit = engine.search(check("when were terns ringed")).hits[0]
+    assert (hit.source, hit.section, hit.title) == ("papers/source/main.tex", "Method", "Terns")
+    assert ids(engine, "skuas rob")[0] == "paper-alone"
+    assert index(engine).changed == 0
+    (folder / "method.tex").write_text(r"\section{Method} Terns were ringed in August.")
+    assert index(engine).changed == 1
+    assert "August" in engine.search(check("when were terns ringed")).hits[0].quote
+
+
 def test_texts_handed_over_are_replaced_not_doubled(engine: Engine) -> None:
     assert engine.add(note(1, "Otters crack mussels with stones."))
     eventually(lambda: ids(engine, "otters mussels"))
@@ -158,7 +214,7 @@ def test_a_note_does_not_wait_for_a_long_paper(engine: Engine, papers: Workspace
     eventually(lambda: "note-2" in ids(engine, "meerkats"))
     page = engine.search(check("meerkats"))
     assert "still being indexed" in page.partial
-    assert engine.status().current == "papers/long.txt"
+    eventually(lambda: engine.status().current == "papers/long.txt")
 
 
 @pytest.mark.parametrize("body", ["", " \n", "***", "\0\x1b[2J"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -154,14 +153,3 @@ def test_front_matter_with_a_list_below_its_key() -> None:
     fields, end = text.front_matter("---\ntags:\n  - a\n  - 'b c'\nauthor: X\n---\nbody")
     assert fields == {"tags": ["a", "b c"], "author": "X"}
     assert end == len("---\ntags:\n  - a\n  - 'b c'\nauthor: X\n---\n")
-
-
-def test_real_articles_have_their_titles_and_pages(tmp_path: Path) -> None:
-    folder = os.environ.get("LAB_BENCH_DATA")
-    if not folder:
-        pytest.skip("LAB_BENCH_DATA is not set: real PDF files are not there")
-    document = files.read(Path(folder) / "jose" / "10.21105.jose.00021.pdf")
-    assert document.details.title == "CFD Python: the 12 steps to Navier-Stokes equations"
-    made = list(chunks.cut(document.blocks))
-    assert {"Summary", "Statement of need"} <= {chunk.section for chunk in made}
-    assert any(chunk.pages and chunk.pages[0] == 2 for chunk in made)
