@@ -24,14 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training import tensor_file
+from training import checkpoint_folder, tensor_file
+from training.checkpoint_folder import ANOTHER, CONFIG, MODEL, OPTIMIZER, PREFIX, REST, STATE, TOKENIZER
 from training.config import TrainingConfig, load_config
 from workspace import durable
-from workspace.errors import NotFound, Refused
+from workspace.errors import Refused
 
-PREFIX = "step-"
-STATE = "state.json"
-MODEL, OPTIMIZER, REST = "model.safetensors", "optimizer.safetensors", "optimizer.pt"
 TENSOR = "tensor in optimizer.safetensors"  # key of the mark that stands for a tensor in optimizer.pt
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
@@ -99,9 +97,9 @@ def write(folder: Path, content: Content, keep: int) -> Path:
         tensor_file.write(work / OPTIMIZER, content.optimizer)
         torch.save(content.rest, work / REST)
         _sync(work / REST)
-        shutil.copyfile(content.tokenizer_file, work / "tokenizer.json")
-        _sync(work / "tokenizer.json")
-        durable.write_json(work / "config.json", content.config.model_dump(mode="json"))
+        shutil.copyfile(content.tokenizer_file, work / TOKENIZER)
+        _sync(work / TOKENIZER)
+        durable.write_json(work / CONFIG, content.config.model_dump(mode="json"))
         sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
         durable.write_json(work / STATE, {**content.state, "files": sizes})
         work.chmod(0o755)
@@ -109,7 +107,7 @@ def write(folder: Path, content: Content, keep: int) -> Path:
         durable.sync_folder(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    for old in _folders(folder)[:-keep]:
+    for old in checkpoint_folder.all_in(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -171,10 +169,7 @@ class Checkpoint:
         try:
             return dict(load_file(self.folder / name))
         except (SafetensorError, OSError) as error:
-            raise Refused(f"checkpoint {self.folder.name}: {name} cannot be read: {error}", fix=_ANOTHER) from error
-
-
-_ANOTHER = "resume from another checkpoint, or start the run anew"
+            raise Refused(f"checkpoint {self.folder.name}: {name} cannot be read: {error}", fix=ANOTHER) from error
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -182,33 +177,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises `NotFound` when there is none, `Refused` when it is not whole or was not written by this lab.
     """
-    for folder in (path, path / "checkpoints"):
-        newest = folder if (folder / STATE).is_file() else next(iter(_folders(folder)[::-1]), None)
-        if newest is not None:
-            return _checked(newest)
-    if (path / MODEL).is_file():
-        raise Refused(f"{path.name} is not a checkpoint of this lab: it has weights but no {STATE}", fix=_ANOTHER)
-    raise NotFound(f"there is no checkpoint in {path.name}", fix="start the run anew")
-
-
-def _checked(folder: Path) -> Checkpoint:
-    try:
-        state, config = durable.read_json(folder / STATE), durable.read_json(folder / "config.json")
-    except ValueError as error:
-        raise Refused(f"checkpoint {folder.name} is damaged: {error}", fix=_ANOTHER) from error
-    if not isinstance(state, dict) or not isinstance(config, dict) or not {"step", "files"} <= state.keys():
-        raise Refused(f"{folder.name} is not a checkpoint of this lab, or of an older version", fix=_ANOTHER)
-    for name, size in state["files"].items():
-        file = folder / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"is truncated: {found} bytes of {size}"
-            raise Refused(f"checkpoint {folder.name} is not whole: {name} {what}", fix=_ANOTHER)
-    return Checkpoint(folder, state, load_config(config, source=f"{folder.name}/config.json"))
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / STATE).is_file())
+    folder, state = checkpoint_folder.find(path)
+    config: Any = durable.read_json(folder / CONFIG)
+    return Checkpoint(folder, state, load_config(config, source=f"{folder.name}/{CONFIG}"))
 
 
 def _sync(path: Path) -> None:

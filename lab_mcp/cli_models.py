@@ -1,0 +1,72 @@
+"""What a run leaves to use: text from it (sample), a place for good (promote), its score on the audit text (audit)."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from lab_mcp.cli import WorkspaceOption
+from lab_mcp.terminal import console
+from training import promote as promotion
+from workspace.errors import unknown
+from workspace.interpreter import python_command
+from workspace.layout import Workspace, discover
+
+
+def register(app: typer.Typer) -> None:
+    for command in (sample, promote, audit):
+        app.command()(command)
+
+
+def sample(
+    run: Annotated[str, typer.Argument(help="run id, or the name of a promoted model")],
+    prompt: Annotated[str, typer.Option(help="text to go on from")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="how much text, at most")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time")] = 0.0,
+    seed: Annotated[int, typer.Option(help="of the draw, above temperature 0")] = 0,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Text from a run's newest checkpoint or a promoted model."""
+    folder = _folder(discover(workspace), run)
+    arguments = [str(folder), "--prompt", prompt, "--tokens", str(tokens), "--temperature", str(temperature)]
+    arguments += ["--seed", str(seed), "--recipe-dir", str(folder / "recipe")]
+    raise typer.Exit(subprocess.run(python_command("training.sample", *arguments), check=False).returncode)
+
+
+def promote(
+    run: Annotated[str, typer.Argument(help="run id")],
+    name: Annotated[str, typer.Argument(help="name of the model; one that exists is never overwritten")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Keep a run's newest checkpoint as models/NAME, with where it came from."""
+    found = discover(workspace)
+    kept = promotion.promote(found, run, name, by=getpass.getuser())
+    console.print(f"{escape(run)} is now {escape(found.relative(kept))}")
+    console.print(f"try it: lab-mcp sample {escape(name)} --prompt ...")
+
+
+def audit(
+    run: Annotated[str, typer.Argument(help="run id")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Score a run on the text no decision has seen. Every opening is recorded: look once, at the end."""
+    from training.sealed import audit as sealed
+
+    found = discover(workspace)
+    record = sealed.audit(found, run, by=getpass.getuser())
+    console.print(f"{escape(run)} val_bpb {record['val_bpb']:.6f} on {record['bytes']:,} bytes of audit text")
+    openings = sealed.openings(found)
+    console.print(f"opening {len(openings)} of this workspace's audit text; all are in .lab/{sealed.RECORDS}")
+
+
+def _folder(workspace: Workspace, name: str) -> Path:
+    for folder in (workspace.run_dir(name), workspace.models_dir / name):
+        if folder.is_dir() and folder.parent.parent == workspace.root:
+            return folder
+    known = [path.name for parent in (workspace.runs_dir, workspace.models_dir) for path in parent.glob("[!.]*")]
+    raise unknown("run or model", name, known)
