@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from lab_mcp import connection
 from lab_mcp.finding import GIB, Finding, error, note, ok, warn
+from training.promote import promoted
 from workspace import process
 from workspace.errors import LabError
 from workspace.layout import NETWORK_FILE_SYSTEMS, Workspace, file_system
@@ -72,6 +73,12 @@ def space(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
         status = os.statvfs(workspace.root)
         if status.f_files and status.f_favail < 10_000:
             yield warn(f"only {status.f_favail} more files can be made on this disk", "runs make many", "make space")
+
+
+def models(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
+    if kept := promoted(workspace):
+        size = sum(model["bytes"] for model in kept) / GIB
+        yield ok(f"{len(kept)} promoted models, {size:.1f} GiB: {', '.join(model['name'] for model in kept[:10])}")
 
 
 def network_file_system(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
@@ -283,5 +290,5 @@ def files(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: list[Callable[[Workspace, Settings], Iterator[Finding]]] = [
-    writable, space, network_file_system, premises, memory, service, database, repository, files,
+    writable, space, models, network_file_system, premises, memory, service, database, repository, files,
 ]  # fmt: skip
