@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,27 @@ def spawn_keeper(workspace: Workspace) -> None:
             stdout=log,
             stderr=log,
             cwd="/",
-            env=interpreter.service_environment(),
+            env=interpreter.service_environment() | interpreter.passed_variables(_passed(workspace)),
             start_new_session=True,
         )
     finally:
         os.close(log)
+
+
+def _passed(workspace: Workspace) -> list[str]:
+    """`runs.environment`, read without the settings' library, which would cost the first answer of a cold start.
+
+    What cannot be read gives the default; the service says what is wrong with it.
+    """
+    given: object = os.environ.get("LAB_RUNS__ENVIRONMENT")
+    try:
+        if isinstance(given, str):
+            given = json.loads(given)
+        else:
+            given = tomllib.loads(workspace.settings_file.read_text(encoding="utf-8"))["runs"]["environment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        given = None
+    return [str(name) for name in given] if isinstance(given, list) else list(interpreter.PASSED_VARIABLES)
 
 
 def keep_keeper(workspace: Workspace) -> None:

@@ -21,7 +21,7 @@ from workspace import durable
 from workspace.database import Database
 from workspace.layout import Workspace
 from workspace.outbox import Outbox
-from workspace.process import start_time
+from workspace.process import TAG_VARIABLE, start_time
 
 PATIENCE_S = 60.0  # a hang, not a measure
 
@@ -115,5 +115,5 @@ def end_everything(workspace: Workspace) -> None:
             kill(process.pid)
     for folder in workspace.runs_dir.glob("run-*"):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            tag = (durable.read_json(folder / "run.json") or {})["environment"][tree.TAG_VARIABLE]
+            tag = (durable.read_json(folder / "run.json") or {})["environment"][TAG_VARIABLE]
             tree.kill_all(lambda tag=tag: tree.members((), tag))  # type: ignore[misc]

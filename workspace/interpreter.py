@@ -5,10 +5,11 @@ Standard library only.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import site
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,13 @@ ALLOWED_VARIABLES = frozenset(
     "HABANA_VISIBLE_DEVICES GC_KERNEL_PATH OMP_NUM_THREADS MKL_NUM_THREADS HF_HOME HF_HUB_OFFLINE SSL_CERT_FILE "
     "HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy SYSTEMROOT CC CXX".split()
 )
+
+# What a user's scripts get besides, by default (`runs.environment` in lab.toml): names, * stands for anything.
+PASSED_VARIABLES = (
+    "SSH_AUTH_SOCK", "HF_*", "WANDB_*", "MLFLOW_*", "COMET_*", "NEPTUNE_*", "KAGGLE_*", "TORCH_*", "PYTORCH_*",
+    "NCCL_*", "TRITON_*", "XLA_*", "JAX_*", "TF_*", "OMP_*", "TOKENIZERS_PARALLELISM", "CONDA_PREFIX",
+    "CONDA_DEFAULT_ENV",
+)  # fmt: skip
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -40,6 +48,19 @@ def service_environment(environment: Mapping[str, str] | None = None) -> dict[st
     kept = {k: v for k, v in source.items() if k in ALLOWED_VARIABLES or k.startswith("LAB_")}
     kept.setdefault("PATH", os.defpath)
     return kept
+
+
+def passed_variables(
+    patterns: Collection[str] = PASSED_VARIABLES, environment: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The part of an environment that users' scripts alone get: what matches, but for our own and Python's variables.
+
+    What every child of ours gets anyway (`service_environment`) is not among it.
+    """
+    source = os.environ if environment is None else environment
+    never = {*ALLOWED_VARIABLES, *PYTHON_VARIABLES}
+    names = (n for n in source if n not in never and not n.startswith("LAB_"))
+    return {n: source[n] for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
 
 
 def is_shadowed() -> bool:

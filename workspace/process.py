@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+TAG_VARIABLE = "LAB_RUN_TREE"  # in the environment of every process of a run: the run's id, a colon, something random
+
 
 @dataclass(frozen=True)
 class ProcessIdentity:

@@ -2,16 +2,19 @@
 
 What is masked: tokens of well-known shape (Hugging Face, OpenAI, Anthropic, AWS, GitHub, GitLab, Slack, Google, npm,
 PyPI, JSON web tokens), bearer tokens, values after `password=`, `token:`, `--api-key` and their kin, passwords in
-URLs, PEM private keys. Masking twice changes nothing more. Every pattern runs in linear time, so a whole log can be
+URLs, PEM private keys, and what stands in this process's own variables of such names. Masking twice changes nothing more. Every pattern runs in linear time, so a whole log can be
 passed. A secret without a telling shape or name cannot be recognised.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from typing import Any
 
 MASK = "***"
+OWN_CHARACTERS = 12  # a shorter value of a variable could be any word
 
 _PEM = re.compile(
     r"-----BEGIN ([A-Z0-9 ]{0,40})PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
@@ -53,6 +56,8 @@ _NUMBER = re.compile(r"[+\-]?\d+(?:\.\d+)?(?:[eE][+\-]?\d+)?%?")
 
 def mask(text: str) -> str:
     """`text` with every recognised secret replaced by `***` (a telling prefix such as `hf_` stays)."""
+    for value in _own():
+        text = text.replace(value, MASK)
     if not text.isascii() and any(letter in text for letter in _FOREIGN_CASE):
         return _mask(text)
     lower = text.lower()
@@ -83,6 +88,13 @@ def _mask(
         text = _NAMED.sub(_mask_named, text)
         text = _FLAG.sub(_mask_named, text)
     return text
+
+
+@functools.cache
+def _own() -> tuple[str, ...]:
+    """The secrets of this process's environment (`runs.environment` lets a user's tokens pass to their scripts)."""
+    values = (value for name, value in os.environ.items() if is_secret_name(name))
+    return tuple(sorted({value for value in values if len(value) >= OWN_CHARACTERS}, key=len, reverse=True))
 
 
 def mask_value(value: Any) -> Any:

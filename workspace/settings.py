@@ -90,6 +90,16 @@ class ServiceSettings(Section):
     )
 
 
+class NeighbourSettings(Section):
+    """Services of yours that service_status asks, by any name: `labels = "http://127.0.0.1:8501/healthz"`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, str]
+
+    def urls(self) -> dict[str, str]:
+        return dict(self.__pydantic_extra__)
+
+
 class ExperimentSettings(Section):
     test_fraction: float = Field(0.2, gt=0, le=1, description="length of the test run as a fraction of the budget")
     replicates: int = Field(4, ge=2, le=20, description="control runs of a session before a candidate is compared")
@@ -165,6 +175,7 @@ class Settings(BaseSettings):
     runs: RunSettings = RunSettings()
     alerts: AlertSettings = AlertSettings()
     service: ServiceSettings = ServiceSettings()
+    services: NeighbourSettings = NeighbourSettings()
     experiments: ExperimentSettings = ExperimentSettings()
     campaigns: CampaignSettings = CampaignSettings()
     proposer: ProposerSettings = ProposerSettings()
@@ -281,6 +292,8 @@ def default_toml() -> str:
         section = field.annotation
         assert isinstance(section, type) and issubclass(section, Section)
         lines.append(f"[{name}]")
+        if section.model_config.get("extra") == "allow":
+            lines.append(f"# {section.__doc__}")
         for key, setting in section.model_fields.items():
             allowed = _allowed([name, key])
             lines.append(

@@ -11,8 +11,9 @@ import git
 import pytest
 from runs_support import Bench
 
+from training.runs import source
 from training.runs.records import RunRequest
-from workspace.errors import LabError, NotFound
+from workspace.errors import LabError, NotFound, Unavailable
 from workspace.settings import Settings
 
 
@@ -168,3 +169,27 @@ def test_credentials_in_an_address_are_not_left_in_the_run_folder(bench: Bench, 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Nothing of it belongs in a test's output."""
+
+
+def test_a_clone_that_takes_long_goes_on_and_is_there_the_next_time(
+    bench: Bench, repo: git.Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh, gate, fetched = source._refresh, threading.Event(), []
+
+    def slow(mirror: Path, address: str) -> None:
+        gate.wait(60)
+        refresh(mirror, address)
+        fetched.append(address)
+
+    monkeypatch.setattr(source, "_refresh", slow)
+    monkeypatch.setattr(source, "CLONE_WAIT_S", 0.2)
+    request = RunRequest(kind="script", script="train.py", repo=str(repo.working_dir))
+    for _ in range(2):  # the second waits for the same clone
+        with pytest.raises(Unavailable, match="still being cloned"):
+            bench.runs.start(request, key="slow")
+    assert bench.runs.list() == []
+    gate.set()
+    bench.until(lambda: fetched and not source._fetches, tick=False)
+    assert len(fetched) == 1
+    monkeypatch.setattr(source, "CLONE_WAIT_S", 60.0)
+    assert bench.end(bench.runs.start(request, key="slow").id).state == "succeeded"

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from runs_support import Bench, kill
 
-from training.runs import tree
+from training.runs import cgroup, tree
 from workspace import durable
-from workspace.process import start_time
+from workspace.process import TAG_VARIABLE, start_time
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def run_folder(bench: Bench, text: str, **fields: object) -> Path:
     folder.mkdir()
     script = bench.workspace.root / bench.write(text)
     run = {"id": "run-9001", "kind": "script", "command": [sys.executable, str(script)], "cwd": str(folder)}
-    run |= {"environment": {tree.TAG_VARIABLE: f"test:{folder}"}, "time_limit_s": 0, "grace_s": 1, **fields}
+    run |= {"environment": {TAG_VARIABLE: f"test:{folder}"}, "time_limit_s": 0, "grace_s": 1, **fields}
     durable.write_json(folder / "run.json", run)
     return folder
 
@@ -268,3 +268,61 @@ def test_signals_reach_exactly_the_process_meant(monkeypatch: pytest.MonkeyPatch
         assert tree.send(tree.Process(process.pid, started, 0), signal.SIGTERM)
         assert process.wait(60) == -signal.SIGTERM
     assert not tree.send(tree.Process(process.pid, started, 0), signal.SIGKILL)
+
+
+FORGETS = """
+    import os, subprocess, sys, time
+    far = subprocess.Popen(["sleep", "600"], env={}, start_new_session=True)
+    print("pids", os.getpid(), far.pid, "end", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_control_group_knows_what_forgot_everything_else(bench: Bench) -> None:
+    """No environment, no session, no parent of the run left: only its control group tells whose it is."""
+    run_id = bench.start(textwrap.dedent(FORGETS))
+    pids = printed_pids(bench, run_id)
+    known = bench.pids(run_id)
+    group = (durable.read_json(bench.folder(run_id) / "job.json") or {})["cgroup"]
+    if group is None:
+        pytest.skip("this user may make no cgroup here")
+    inside = cgroup.pids(Path(group))
+    assert set(inside) == set(pids)  # the job and what it started; not the shim, which is to outlive them
+    for name in ("supervisor", "shim", "job"):
+        kill(known[name])
+    assert start_time(pids[1])
+    assert bench.end(run_id).state == "lost"
+    assert not start_time(pids[1])
+    assert not Path(group).exists()
+
+
+def test_without_control_groups_everything_goes_on(bench: Bench, tmp_path: Path) -> None:
+    folder = run_folder(bench, "print('through')")
+    patch = "from training.runs import cgroup\ncgroup.own_group = lambda: None"
+    assert supervise(folder, patch).returncode == 0
+    assert durable.read_json(folder / "exit.json")["state"] == "succeeded"
+    assert durable.read_json(folder / "job.json")["cgroup"] is None
+
+
+def test_a_group_that_cannot_be_made_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "own_group", lambda: tmp_path)
+    assert cgroup.create("x") is None, "a folder without cgroup.kill is no group"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(cgroup, "own_group", lambda: tmp_path / "nowhere" / "here")
+    assert cgroup.create("x") is None
+    assert cgroup.pids(tmp_path / "gone") == [] and not cgroup.kill(tmp_path / "gone")
+
+
+def test_the_supervisor_holds_the_log_to_its_cap(bench: Bench) -> None:
+    text = (
+        "import sys, time\nfor n in range(64): sys.stdout.write('x' * 65535 + chr(10)); time.sleep(0.05)\nprint('last')"
+    )
+    folder = run_folder(bench, text, log_cap_bytes=2**20)
+    patch = "from training.runs import supervisor\nsupervisor.HEARTBEAT_S = 0.1"
+    assert supervise(folder, patch).returncode == 0
+    log = folder / "train.log"
+    if next(durable.read_jsonl(folder / "alerts.jsonl"))["severity"] == "warn":
+        pytest.skip("this file system cannot punch holes")
+    assert log.stat().st_size == 64 * 65536 + 5
+    assert log.stat().st_blocks * 512 < 2.5 * 2**20
+    assert log.read_text().endswith("last\n")

@@ -37,14 +37,13 @@ class CpuProbe:
             available = min(available, max(0, limit - (used or 0)))
         else:
             limit = None
-        usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         return Cpu(
             model=model_name(),
             architecture=platform.machine(),
             physical_cores=_physical_cores(),
             logical_cores=os.cpu_count() or 1,
-            usable_cores=round(min(usable, cores), 2) if cores else usable,
+            usable_cores=_usable(cores),
             utilization_percent=self._busy(),
             load_1m=None if load is None else round(load, 2),
             memory_total_bytes=total,
@@ -99,6 +98,16 @@ def model_name() -> str:
             )
             return answer.stdout.strip()
     return platform.processor() or platform.machine()
+
+
+def usable_cores() -> float:
+    """Cores this process may use, after affinity and a container's quota; 1.5 is possible."""
+    return _usable(container_limits()[0])
+
+
+def _usable(quota: float | None) -> float:
+    own = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return round(min(own, quota), 2) if quota else own
 
 
 def container_limits(root: Path = Path("/")) -> tuple[float | None, int | None, int | None]:

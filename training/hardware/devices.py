@@ -57,6 +57,7 @@ class Machine:
         if self.build.version:
             versions["torch"] = self.build.version
         backend, reason = choose(settings.backend, devices, self.build, notes)
+        devices = [d.model_copy(update={"trains": d.usable and d.backend == backend}) for d in devices]
         return HardwareStatus(
             time=clock.now(),
             backend=backend,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 BackendName = Literal["hpu", "rocm", "cuda", "mps", "cpu"]
 ORDER: tuple[BackendName, ...] = ("hpu", "rocm", "cuda", "mps", "cpu")
+NOT_OURS = "not ours"
 
 
 class Part(BaseModel):
@@ -25,6 +26,9 @@ class DeviceProcess(Part):
     user: str | None = None
     memory_bytes: int | None = Field(None, description="device memory it holds; None when the driver does not tell")
     graphics: bool = Field(False, description="it draws rather than computes")
+    owner: str = Field(
+        NOT_OURS, description="the run it belongs to, as `run-0007 of workspace NAME`; lab = the lab's own; or not ours"
+    )
 
 
 class Device(Part):
@@ -37,6 +41,8 @@ class Device(Part):
     name: str
     usable: bool = Field(True, description="may the lab run something on it?")
     unusable_because: str | None = None
+    trains: bool = Field(True, description="can the lab's own trainer use it? Scripts may, with another torch")
+    lease: str | None = Field(None, description="the run that holds it, of whichever workspace of this machine")
     capability: str | None = Field(None, description="CUDA compute capability (9.0) or gfx name")
     utilization_percent: float | None = None
     memory_total_bytes: int | None = None

@@ -57,7 +57,8 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Runs as detached processes of this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, passed: Mapping[str, str] | None = None) -> None:
+        self.passed = dict(passed or {})  # variables that users' scripts get besides
         self._supervisors: list[subprocess.Popen[bytes]] = []
 
     def submit(self, folder: Path, run: Mapping[str, Any], leases: Sequence[Lease], claim: Callable[[], bool]) -> bool:
@@ -120,7 +121,7 @@ class LocalLauncher:
             process = subprocess.Popen(
                 command,
                 cwd="/",
-                env=service_environment(),
+                env=service_environment() | self.passed,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

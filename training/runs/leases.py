@@ -3,6 +3,9 @@
 A lease is a `flock` on an open descriptor. The supervisor, the shim and the job inherit that descriptor, so the lease
 ends exactly when the last of them has ended, however they ended. Without accelerators the leased things are CPU slots,
 `cpu-0` and up.
+
+Runs of one workspace may share a device (`runs.per_device`): then each holds the device's lock in shared mode and a
+place of its own, `UUID+0` and up. The device's file names the workspace; nobody else can take it while they run.
 """
 
 from __future__ import annotations
@@ -74,6 +77,25 @@ class Leases:
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         return Lease(resource, descriptor)
 
+    def share(self, resource: str, places: int, *, run: str, workspace: Path) -> list[Lease] | None:
+        """One of `places` places on a device that runs of this workspace share; None when there is none for us."""
+        device = self.acquire(resource, run=run, workspace=workspace)
+        if device is None:
+            descriptor = self._open(resource, create=True)
+            assert descriptor is not None
+            device = Lease(resource, descriptor)
+        # from exclusive to shared there is a moment without a lock: somebody else may be quicker
+        if not _lock(device.descriptor, fcntl.LOCK_SH):
+            device.close()
+            return None
+        if _read_holder(resource, device.descriptor).workspace == str(workspace):
+            names = [f"{resource}+{place}" for place in range(places)]
+            place = self.acquire_some(names, 1, run=run, workspace=workspace)
+            if place is not None:
+                return [device, *place]
+        device.close()
+        return None
+
     def acquire_some(self, resources: Sequence[str], count: int, *, run: str, workspace: Path) -> list[Lease] | None:
         """Leases on the first `count` free ones of `resources`; None, and nothing held, when fewer are free."""
         held: list[Lease] = []
@@ -130,7 +152,8 @@ class Leases:
         except OSError as error:
             raise Unavailable(
                 f"the machine's device leases cannot be used: {error.strerror}",
-                fix=f"make {self.folder} a folder everybody may write to (mode 1777), or set {FOLDER_VARIABLE}",
+                fix=f"the machine-wide folder of leases, {self.folder.name}, must be one everybody may write to "
+                f"(mode 1777); {FOLDER_VARIABLE} names another one",
             ) from error
 
     def _create(self, path: Path, flags: int) -> int:

@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,16 @@ import anyio
 import anyio.to_thread
 
 from training.runs import progress, store
+from training.runs.alerts.ending import record_end
+from training.runs.comparison import differences
 from training.runs.launcher import Launcher, LocalLauncher, Observation
 from training.runs.leases import Leases
+from training.runs.levels import Level
 from training.runs.placement import Device, Devices
 from training.runs.prepare import Prepared, prepare
 from training.runs.records import ENDED, LIVE, RunRecord, RunRequest
 from training.runs.recovery import import_folders
+from training.runs.retention import Retention
 from training.runs.scheduler import Scheduler
 from training.runs.store import Store
 from training.runs.supervisor import read
@@ -32,12 +35,14 @@ from workspace import clock
 from workspace.database import Database
 from workspace.errors import LabError, Refused, Unavailable, unknown
 from workspace.ids import Ids
+from workspace.interpreter import passed_variables
 from workspace.layout import Workspace
 from workspace.outbox import Outbox
 from workspace.settings import Settings
 
 LAUNCH_ATTEMPTS = 3  # of a supervisor that ends before it has started the job
 ADOPT_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
+START_LOCKS = 64
 WAIT_POLL_S = 0.3
 MAX_LIST = 1000
 OnProgress = Callable[[RunRecord], Awaitable[object] | object]
@@ -69,13 +74,14 @@ class Runs:
         self.outbox = outbox
         self.on_end = list(on_end)
         self.devices: Devices = devices or (lambda: machine_devices(settings))
-        self.launcher: Launcher = launcher or LocalLauncher()
+        self.launcher: Launcher = launcher or LocalLauncher(passed_variables(settings.runs.environment))
         self.store = Store(database)
+        self.retention = Retention(workspace, database)
         self.ids = Ids(database, "run", workspace.runs_dir)
         self.leases = leases or Leases()
         self.scheduler = Scheduler(workspace, settings, database, self.store, self.launcher, self.leases, self.devices)
         self._tick = threading.Lock()
-        self._starting: dict[str, threading.Lock] = defaultdict(threading.Lock)  # by key
+        self._starting = [threading.Lock() for _ in range(START_LOCKS)]  # by a hash of the key
         self._adoptions: dict[str, tuple[int, float]] = {}  # run -> how often, monotonic seconds of the next
         self._complaints: dict[str, str] = {}
         import_folders(workspace, database, self.store)
@@ -85,10 +91,10 @@ class Runs:
     def start(self, request: RunRequest, key: str | None = None) -> RunRecord:
         """Queue a run and start it when its devices are free. The same `key` gives the same run, never a second one.
 
-        Raises `LabError` when it cannot be; nothing has changed then. Durable when it returns. Cloning `repo` can take
-        minutes.
+        Raises `LabError` when it cannot be; nothing has changed then. Durable when it returns. A `repo` that
+        takes long to clone is refused for now, while its clone goes on.
         """
-        with self._starting[key] if key else contextlib.nullcontext():
+        with self._starting[hash(key) % START_LOCKS] if key else contextlib.nullcontext():
             existing = self.store.by_key(key) if key else None
             if existing is None:
                 prepared = prepare(request, self.workspace, self.settings, self.devices())
@@ -160,9 +166,11 @@ class Runs:
         before: str | None = None,
         text: str | None = None,
     ) -> list[RunRecord]:
-        """Runs, newest first; `before` a run id. Raises `Refused` for an unknown state."""
+        """Runs, newest first; `before` a run id. Raises `Refused` for an unknown state, `NotFound` for that id."""
         if wrong := set(states or ()) - {*LIVE, *ENDED}:
             raise Refused(f"there is no state {sorted(wrong)[0]!r}", valid=", ".join((*LIVE, *ENDED)))
+        if before is not None:
+            self._row(before)
         return list(self._records(self.store.find(states, experiment, max(1, min(limit, MAX_LIST)), before, text)))
 
     def page(
@@ -197,24 +205,53 @@ class Runs:
         contains: str | None = None,
         *,
         before: int | None = None,
+        level: Level | None = None,
         max_characters: int = 12_000,
     ) -> LogPage:
         """A page of the run's log; see `training.runs.tail`."""
         self._row(run_id)
         log_file = self.workspace.run_dir(run_id) / "train.log"
         page = tail(
-            log_file, lines=lines, cursor=cursor, before=before, contains=contains, max_characters=max_characters
+            log_file,
+            lines=lines,
+            cursor=cursor,
+            before=before,
+            contains=contains,
+            level=level,
+            max_characters=max_characters,
         )
         return page.model_copy(update={"run_id": run_id})
 
-    async def wait(self, run_id: str, timeout_s: float, on_progress: OnProgress | None = None) -> RunRecord:
-        """The run once it has ended, or as it is after `timeout_s`. `on_progress` is called when something changed."""
+    def differences(self, run_id: str, other: str) -> dict[str, Any]:
+        """Setting or result -> [of the one, of the other]; see `training.runs.comparison`. Raises `NotFound`."""
+        self._row(run_id), self._row(other)
+        return differences(self.workspace.run_dir(run_id), self.workspace.run_dir(other))
+
+    def watched(self) -> Sequence[RunRecord]:
+        """The runs that are running now, without their progress."""
+        return [store.record(row) for row in self.store.live() if row["state"] == "running"]
+
+    def alerts(self, run_id: str) -> Sequence[dict[str, Any]]:
+        """The newest alerts of a run, oldest first."""
+        return progress.alerts(self.workspace.run_dir(run_id))
+
+    async def wait(
+        self,
+        run_id: str,
+        timeout_s: float,
+        on_progress: OnProgress | None = None,
+        until: Callable[[], bool] | None = None,
+    ) -> RunRecord:
+        """The run once it has ended, or as it is after `timeout_s` or when `until()` is true.
+
+        `on_progress` is called when something changed.
+        """
         deadline = time.monotonic() + timeout_s
         told: RunRecord | None = None
         while True:
             record = await anyio.to_thread.run_sync(self._look, run_id)
             left = deadline - time.monotonic()
-            if record.ended or left <= 0:
+            if record.ended or left <= 0 or (until is not None and await anyio.to_thread.run_sync(until)):
                 return record
             if on_progress and (told is None or (record.state, record.progress) != (told.state, told.progress)):
                 told = record
@@ -236,9 +273,7 @@ class Runs:
         return row
 
     def _records(self, rows: Sequence[sqlite3.Row]) -> Iterator[RunRecord]:
-        order: Sequence[str] = []
-        if any(row["state"] == "queued" for row in rows):
-            order = [row["id"] for row in self.store.live() if row["state"] == "queued"]
+        queue = self._queue() if any(row["state"] == "queued" for row in rows) else {}
         for row in rows:
             if row["ended_at"] is not None:
                 yield store.record(row)
@@ -246,10 +281,44 @@ class Runs:
             elapsed = clock.seconds_between(row["started_at"], clock.now()) if row["started_at"] else None
             found = progress.progress(self.workspace.run_dir(row["id"]), store.value(row["budget"]), elapsed)
             update: dict[str, Any] = {"elapsed_s": None if elapsed is None else round(elapsed, 1)}
-            if row["state"] == "queued" and row["id"] in order:
-                place = f"position {order.index(row['id']) + 1} of {len(order)} in the queue"
-                update["waiting_for"] = f"{row['waiting_for']}; {place}" if row["waiting_for"] else place
+            update |= queue.get(row["id"], {})
             yield store.record(row, found).model_copy(update=update)
+
+    def holders(self, uuids: Sequence[str]) -> dict[str, str]:
+        """The runs that hold these devices now, by uuid, whichever workspace of this machine they are of."""
+        return self.scheduler.holders_of(uuids)
+
+    def _queue(self) -> dict[str, dict[str, Any]]:
+        """`waiting_for`, `queue_position` and `freed_by` of every queued run."""
+        live = self.store.live()
+        by_id = {row["id"]: row for row in live}
+        queued = [row for row in live if row["state"] == "queued"]
+        left: dict[str, str] = {}  # a run that others wait for -> how long it takes
+        found = {}
+        for position, row in enumerate(queued, 1):
+            blockers = store.value(row["blockers"]) or []
+            for run_id in blockers:
+                if run_id not in left and run_id in by_id:
+                    left[run_id] = self._left(by_id[run_id])
+            freed_by = ", or of ".join(name + left.get(name, "") for name in blockers)
+            parts = [row["waiting_for"], f"position {position} of {len(queued)} in the queue"]
+            if freed_by and any(left.get(name) for name in blockers):
+                parts.append(f"freed by the end of {freed_by}")
+            found[row["id"]] = {
+                "queue_position": position,
+                "waiting_for": "; ".join(part for part in parts if part),
+                "freed_by": f"the end of {freed_by}" if freed_by else None,
+            }
+        return found
+
+    def _left(self, row: sqlite3.Row) -> str:
+        """` (about 40 s left)` when a running run tells it."""
+        if row["state"] not in ("running", "stopping"):
+            return ""
+        elapsed = clock.seconds_between(row["started_at"], clock.now()) if row["started_at"] else None
+        found = progress.progress(self.workspace.run_dir(row["id"]), store.value(row["budget"]), elapsed)
+        seconds = (found or {}).get("eta_s")
+        return "" if seconds is None else f" (about {seconds:.0f} s left)"
 
     # -- keeping up ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +381,9 @@ class Runs:
             self.outbox.post(tx, "run.started", {"run": run_id})
 
     def _record_end(self, run_id: str, final: Any, *, started: bool) -> None:
-        summary = read(self.workspace.run_dir(run_id) / "summary.json") or None
+        folder = self.workspace.run_dir(run_id)
+        record_end(folder, final, self.settings.alerts.model_dump())
+        summary = read(folder / "summary.json") or None
         with self.database.transaction() as tx:
             if started:
                 self._announce(tx, run_id)
@@ -342,9 +413,15 @@ class Runs:
 
 
 def machine_devices(settings: Settings) -> Sequence[Device]:
-    """The accelerators the lab may use on this machine, as they are now."""
-    from training.hardware import devices
+    """The accelerators runs may use on this machine, as they are now: of one kind, the lab's own when it has one.
 
-    if not devices.detect(settings.hardware).usable_devices():
+    Where the lab's own torch can use none, users' scripts with another one may.
+    """
+    from training.hardware import devices
+    from training.hardware.status import ORDER
+
+    if settings.hardware.backend == "cpu" or not any(d.usable for d in devices.detect(settings.hardware).devices):
         return []
-    return devices.snapshot(settings.hardware).usable_devices()
+    status = devices.snapshot(settings.hardware)
+    others = ([d for d in status.devices if d.usable and d.backend == kind] for kind in ORDER)
+    return status.usable_devices() or next((found for found in others if found), [])

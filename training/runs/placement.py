@@ -7,10 +7,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from training.hardware.status import NOT_OURS
 from training.runs.records import RunRequest
 from workspace.errors import Refused, closest
 
 GB = 10**9
+FOREIGN_BYTES = 256 * 2**20  # a process that holds less of a device does not compute on it in earnest
+
+
+class Process(Protocol):
+    """The part of a device's process that placing a run needs."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
+    @property
+    def graphics(self) -> bool: ...
+    @property
+    def owner(self) -> str: ...
 
 
 class Device(Protocol):
@@ -30,6 +49,10 @@ class Device(Protocol):
     def memory_total_bytes(self) -> int | None: ...
     @property
     def memory_free_bytes(self) -> int | None: ...
+    @property
+    def processes(self) -> Sequence[Process] | None: ...
+    @property
+    def trains(self) -> bool: ...
 
 
 Devices = Callable[[], Sequence[Device]]
@@ -40,8 +63,10 @@ class Need:
     """What a run needs: `count` accelerators, 0 = a CPU slot; bytes of memory each; part of their name."""
 
     count: int
-    memory_bytes: int = 0
+    memory_bytes: int = 0  # asked for
     name: str = ""
+    predicted_bytes: int = 0  # of our own model; what counts where runs share a device and nothing was asked for
+    recipe: bool = False  # only devices our own trainer can use
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,10 +89,10 @@ def need_of(request: RunRequest, devices: Sequence[Device]) -> Need:
             )
         return Need(0)
     if count is None:
-        count = 1 if devices or memory or wish else 0
+        count = 1 if memory or wish or any(request.kind == "script" or d.trains for d in devices) else 0
     if count == 0:
         return Need(0)
-    need = Need(count, int((memory or 0) * GB), "" if wish.lower() == "gpu" else wish)
+    need = Need(count, int((memory or 0) * GB), "" if wish.lower() == "gpu" else wish, recipe=request.kind == "recipe")
     if request.kind == "recipe" and count > 1:
         raise Refused(
             f"gpu_count = {count}: the built-in trainer uses one accelerator",
@@ -85,15 +110,62 @@ def fitting(need: Need, devices: Sequence[Device]) -> list[Device]:
         d
         for d in devices
         if need.name.lower() in d.name.lower()
+        and (d.trains or not need.recipe)
         and (d.memory_total_bytes is None or d.memory_total_bytes >= need.memory_bytes)
     ]
 
 
-def by_room(need: Need, devices: Sequence[Device]) -> list[Device]:
-    """`fitting` devices with the needed memory free now, those with the most free first."""
-    free = {d.uuid: d.memory_free_bytes for d in devices}
-    room = [d for d in fitting(need, devices) if (free[d.uuid] or need.memory_bytes) >= need.memory_bytes]
-    return sorted(room, key=lambda d: (-((free[d.uuid] or 0) // GB), d.index))
+def room(need: Need, devices: Sequence[Device], *, with_others: bool = False) -> tuple[list[Device], dict[str, str]]:
+    """`fitting` devices a run could start on now, those with the most free memory first; why not on the others, by id.
+
+    Left out: devices without the needed memory free, and (unless `with_others`) those somebody else computes on.
+    """
+    found: list[Device] = []
+    without: dict[str, str] = {}
+    for device in fitting(need, devices):
+        free = device.memory_free_bytes
+        others = [] if with_others else foreign(device)
+        if others:
+            without[device.id] = f"{device.id} is in use by {'; '.join(map(_named, others[:2]))}, not the lab's"
+        elif free is not None and free < need.memory_bytes:
+            asked = f"{need.memory_bytes / GB:g} GB asked for"
+            without[device.id] = f"{device.id} has {free / GB:.1f} GB free of the {asked}"
+        else:
+            found.append(device)
+    return sorted(found, key=lambda d: (-((d.memory_free_bytes or 0) // GB), d.index)), without
+
+
+def foreign(device: Device) -> list[Process]:
+    """Processes that compute on the device and do not belong to the lab."""
+    return [
+        p
+        for p in device.processes or ()
+        if p.owner == NOT_OURS and not p.graphics and (p.memory_bytes is None or p.memory_bytes >= FOREIGN_BYTES)
+    ]
+
+
+def fits_beside(need: Need, device: Device, others: Sequence[Need], places: int) -> bool:
+    """Whether a run fits on a device beside `others` that run there; what they were promised counts, used or not.
+
+    A run that neither asked for memory nor can be predicted gets one of `places` equal parts.
+    """
+    total, free = device.memory_total_bytes, device.memory_free_bytes
+    if total is None:
+        return True
+    share = total // places
+    wanted = share_of(need, share)
+    promised = sum(share_of(other, share) for other in others)
+    return promised + wanted <= total and (free is None or wanted <= free)
+
+
+def share_of(need: Need, share: int) -> int:
+    return need.memory_bytes or need.predicted_bytes or share
+
+
+def _named(process: Process) -> str:
+    held = "" if process.memory_bytes is None else f", {process.memory_bytes / GB:.1f} GB"
+    user = "" if process.user is None else f" of {process.user}"
+    return f"{process.name or 'a process'}{user} (pid {process.pid}{held})"
 
 
 def describe(devices: Sequence[Device]) -> str:

@@ -12,19 +12,19 @@ import re
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from training.runs import placement, source
-from training.runs.placement import Device, Need
+from training.runs.placement import GB, Device, Need
 from training.runs.records import RunRequest
 from training.runs.screen import clean
-from training.runs.tree import TAG_VARIABLE
 from workspace import clock, durable
 from workspace.errors import NotFound, Refused, Unavailable, closest
-from workspace.interpreter import python_command
+from workspace.interpreter import passed_variables, python_command
 from workspace.layout import Workspace
+from workspace.process import TAG_VARIABLE
 from workspace.settings import Settings
 
 MAX_HOURS = 24 * 31
@@ -86,26 +86,31 @@ def prepare(request: RunRequest, workspace: Workspace, settings: Settings, devic
     common = {
         "kind": request.kind,
         "purpose": request.purpose,
+        "priority": request.priority,
         "experiment": request.experiment,
         "session": request.session,
         "created_at": clock.now(),
         "time_limit_s": limit_s,
         "grace_s": settings.runs.grace_seconds,
+        "log_cap_bytes": int(settings.runs.log_gigabytes * GB),
         "versions": versions(),
         "settings_hash": hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16],
     }
     if request.kind == "recipe":
-        return _recipe(request, workspace, need, common)
+        return _recipe(request, workspace, devices, need, common)
     return _script(request, workspace, settings, need, common)
 
 
-def _recipe(request: RunRequest, workspace: Workspace, need: Need, common: dict[str, Any]) -> Prepared:
+def _recipe(
+    request: RunRequest, workspace: Workspace, devices: Sequence[Device], need: Need, common: dict[str, Any]
+) -> Prepared:
     for name in ("script", "repo", "branch", "python"):
         if getattr(request, name) is not None:
             raise Refused(f"{name} belongs to a run of kind script", valid="overrides, config and recipe_dir")
     if request.args:
         raise Refused("args belong to a run of kind script", valid="overrides, config and recipe_dir")
     from training import config as configs
+    from training import size
 
     folder = request.recipe_dir or workspace.recipe_dir
     config: Any = request.config
@@ -126,6 +131,9 @@ def _recipe(request: RunRequest, workspace: Workspace, need: Need, common: dict[
         "recipe_dir": "{run_dir}/recipe",
         "source": None,
     }
+    if need.count:
+        accelerator = next((d.backend for d in devices if d.trains), "cuda")
+        need = replace(need, predicted_bytes=size.predict_memory(config, accelerator).total)
     return Prepared(run, need, config=config.model_dump(mode="json"), recipe=_recipe_files(folder))
 
 
@@ -169,6 +177,7 @@ def _script(
         "command": command,
         "cwd": shown,
         "environment": environment,
+        "passed": sorted(passed_variables(settings.runs.environment)),
         "source": checkout.as_json() if checkout else None,
     }
     return Prepared(run, need, arguments=request.args, checkout=checkout)

@@ -16,8 +16,8 @@ State = Literal[
 FailureClass = Literal["oom", "nan", "signal", "exit", "import", "data", "stalled"]
 LIVE: tuple[State, ...] = ("queued", "starting", "running", "stopping")
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled", "timed_out", "preempted", "lost")
-# the short ones an experiment waits for, then what a person asked for, then a campaign's
-PRIORITY: dict[Purpose, int] = {"test": 0, "run": 1, "candidate": 2, "control": 2, "replicate": 2}
+# 0 first, 9 last: the short ones an experiment waits for, then what a person asked for, then a campaign's
+PRIORITY: dict[Purpose, int] = {"test": 3, "run": 5, "candidate": 7, "control": 7, "replicate": 7}
 
 
 class RunRequest(BaseModel):
@@ -28,6 +28,9 @@ class RunRequest(BaseModel):
     kind: Kind = "recipe"
     name: str | None = Field(None, description="for people; None = named after the recipe or script")
     purpose: Purpose = "run"
+    priority: int | None = Field(
+        None, ge=0, le=9, description="in the queue: 0 first, 9 last, the older of two equals first; None = by purpose"
+    )
     experiment: str | None = None
     session: str | None = None
     # recipe
@@ -58,6 +61,7 @@ class RunRecord(BaseModel):
     kind: Kind
     name: str
     purpose: Purpose
+    priority: int = Field(5, description="0 first, 9 last in the queue")
     experiment: str | None = None
     session: str | None = None
     created_at: str
@@ -69,6 +73,8 @@ class RunRecord(BaseModel):
     reason: str | None = None
     devices: list[str] = Field([], description="ids of the devices it holds, e.g. cuda:0, or cpu")
     waiting_for: str | None = Field(None, description="why a queued run waits, its position, what would free it")
+    queue_position: int | None = Field(None, description="of a queued run: 1 = the next to start")
+    freed_by: str | None = Field(None, description="what has to happen before a queued run can start")
     progress: dict[str, Any] | None = Field(
         None, description="of a live run: step, fraction (of the budget, 0 to 1), loss, val_bpb, tokens_per_s, eta_s"
     )

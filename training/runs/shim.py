@@ -1,14 +1,16 @@
 """The job's parent: starts one command, waits, and records by itself how it ended. Standard library only, one file.
 
-    python -I -S shim.py RUN_DIR -- COMMAND...
+    python -I -S shim.py RUN_DIR [CGROUP] -- COMMAND...
 
 It exists so that the true exit status is known even when the supervisor was killed. It writes
 
-- `job.json`       {"shim": identity, "job": identity|null, "started_at"}: created exclusively before the command is
-                   started, so that one run folder can never start two jobs;
+- `job.json`       {"shim": identity, "job": identity|null, "started_at", "cgroup": path|null}: created exclusively
+                   before the command is started, so that one run folder can never start two jobs;
 - `job_exit.json`  {"exit_code", "signal", "started_at", "ended_at", "error"?}: durable, when the command has ended.
 
-Its own exit code repeats the command's (128 + n for signal n), for a parent that finds no `job_exit.json` (full disk).
+The end is written before the job's process is let go of: when the shim is killed in between, the job's next parent (the
+supervisor) still finds its exit status. The shim's own exit code repeats the command's (128 + n for signal n), for a
+parent that finds no `job_exit.json` (full disk).
 Signals meant for the job's group do not end it; descriptors it was given (device leases) go on to the command.
 """
 
@@ -77,19 +79,44 @@ def record_end(folder: str, end: dict[str, object], parent: int) -> None:
             time.sleep(min(1.0, 0.1 * 2**attempt))
 
 
+def join(group: str | None) -> str | None:
+    """Move this process into the control group; `group`, or None when that was not to be."""
+    if group is None:
+        return None
+    try:
+        with open(f"{group}/cgroup.procs", "w") as file:  # noqa: PTH123
+            file.write("0")
+    except OSError:
+        return None
+    return group
+
+
+def wait_for_end(pid: int) -> int:
+    """The exit code of the ended job, -n for signal n. Its process stays a zombie until somebody reaps it."""
+    if not hasattr(os, "waitid"):
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    seen = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert seen is not None
+    return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+
+
 def main(arguments: list[str]) -> int:
-    folder, separator, *command = arguments
-    assert separator == "--" and command
+    separator = arguments.index("--")
+    folder, *groups = arguments[:separator]
+    command = arguments[separator + 1 :]
+    assert command
     parent = os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)
     started_at = now()
-    me = identity(os.getpid())
+    about: dict[str, object] = {"shim": identity(os.getpid()), "job": None, "started_at": started_at}
+    about["cgroup"] = groups[0] if groups else None
     try:
-        write(f"{folder}/job.json", {"shim": me, "job": None, "started_at": started_at}, exclusive=True)
+        write(f"{folder}/job.json", about, exclusive=True)
     except FileExistsError:
         return ALREADY_STARTED
     end: dict[str, object] = {"exit_code": None, "signal": None, "started_at": started_at}
+    inside = join(groups[0] if groups else None)  # the job is born there; the shim is not to be killed with it
     try:
         defaults = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP)]
         pid = os.posix_spawnp(command[0], command, os.environ, setsigdef=defaults, setsigmask=[])
@@ -99,16 +126,19 @@ def main(arguments: list[str]) -> int:
         print(f"[lab] cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         record_end(folder, end, parent)
         return CANNOT_START
+    finally:
+        join(os.path.dirname(inside) if inside else None)  # noqa: PTH120
     with contextlib.suppress(OSError):  # full disk: the supervisor finds the job among its descendants
-        write(f"{folder}/job.json", {"shim": me, "job": identity(pid), "started_at": started_at})
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+        write(f"{folder}/job.json", about | {"job": identity(pid)})
+    code = wait_for_end(pid)
     if code < 0:
         end["signal"] = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
     else:
         end["exit_code"] = code
     end["ended_at"] = now()
     record_end(folder, end, parent)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
     return code if code >= 0 else 128 - code
 
 

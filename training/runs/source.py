@@ -1,7 +1,7 @@
 """A repository's files for one run: cloned apart from everybody's tree, at a known commit.
 
 A repository is mirrored once under `.lab/cache/git/` and fetched before each use; a run gets a clone of its own from
-there. Hooks, templates and credentials prompts are off; submodules and large files (LFS) are not fetched.
+there. A fetch that takes long goes on in the background, for the next call to find it done. Hooks, templates and credentials prompts are off; submodules and large files (LFS) are not fetched.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from workspace.layout import Workspace
 from workspace.secrets import mask
 
 CLONE_LIMIT_S = 600.0
+CLONE_WAIT_S = 20.0  # of one call; assistants give up on an answer after a minute
 LIST_LIMIT_S = 60.0
 _URL = re.compile(r"^(https?|ssh|git)://\S+$|^[\w.-]+@[\w.-]+:\S+$")
 _CREDENTIALS = re.compile(r"(?<=^http://)[^/@]*@|(?<=^https://)[^/@]*@")
@@ -42,6 +43,8 @@ _ENVIRONMENT = {
     "GIT_CONFIG_VALUE_1": "",
 }
 _one_at_a_time: dict[str, threading.Lock] = defaultdict(threading.Lock)  # per mirror
+_fetches: dict[tuple[str, str | None], _Fetch] = {}  # those under way
+_fetches_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -64,16 +67,16 @@ def check_out(repo: str, branch: str | None, workspace: Workspace, *, network: b
     """Clone `repo` at `branch` (branch, tag or commit; None: its default branch) into a folder under `.lab/cache/`.
 
     Raises `Refused` (not a repository address, network not allowed), `NotFound` (no such repository or branch, the
-    closest named) or `Unavailable` (no git, no answer, no space). Nothing is left behind then.
+    closest named) or `Unavailable` (no git, no answer, no space; or not done yet, then the fetch goes on). Nothing but
+    the mirror is left behind then.
     """
     address, shown = _address(repo, workspace, network=network)
     if branch is not None and (not branch.strip() or branch.startswith("-") or re.search(r"[\s\0~^:?*\[\\]", branch)):
         raise Refused(f"branch {branch[:80]!r} is no branch, tag or commit name")
     mirror = workspace.cache_dir / "git" / (hashlib.sha256(address.encode()).hexdigest()[:20] + ".git")
     staging = workspace.cache_dir / "staging" / uuid.uuid4().hex
-    with _git_errors(shown), _one_at_a_time[str(mirror)]:
-        wanted = _remote_ref(address, branch, shown)
-        _refresh(mirror, address)
+    with _git_errors(shown):
+        wanted = _fetch(mirror, address, branch, shown)
         commit = _resolve(mirror, wanted or branch or "HEAD", branch, shown)
         staging.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,6 +89,45 @@ def check_out(repo: str, branch: str | None, workspace: Workspace, *, network: b
             shutil.rmtree(staging, ignore_errors=True)
             raise
     return Checkout(staging, shown, branch, commit)
+
+
+class _Fetch(threading.Thread):
+    """Brings a mirror up to date. Waited for as long as a call may take; whoever comes later waits for the same one."""
+
+    def __init__(self, mirror: Path, address: str, branch: str | None, shown: str) -> None:
+        super().__init__(name="git fetch", daemon=True)
+        self.arguments = (mirror, address, branch, shown)
+        self.wanted: str | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        mirror, address, branch, shown = self.arguments
+        try:
+            with _one_at_a_time[str(mirror)]:
+                self.wanted = _remote_ref(address, branch, shown)
+                _refresh(mirror, address)
+        except BaseException as error:  # noqa: BLE001  raised where it is waited for
+            self.error = error
+        with _fetches_guard:
+            _fetches.pop((str(mirror), branch), None)
+
+
+def _fetch(mirror: Path, address: str, branch: str | None, shown: str) -> str | None:
+    """The mirror, up to date; the full name of `branch` there. Raises `Unavailable` while that takes too long."""
+    with _fetches_guard:
+        fetch = _fetches.get((str(mirror), branch))
+        if fetch is None:
+            fetch = _fetches[str(mirror), branch] = _Fetch(mirror, address, branch, shown)
+            fetch.start()
+    fetch.join(CLONE_WAIT_S)
+    if fetch.is_alive():
+        raise Unavailable(
+            f"{shown} is still being cloned after {CLONE_WAIT_S:g} s; that goes on in the background",
+            fix="make the same call again in a minute",
+        )
+    if fetch.error is not None:
+        raise fetch.error
+    return fetch.wanted
 
 
 def _address(repo: str, workspace: Workspace, *, network: bool) -> tuple[str, str]:

@@ -26,7 +26,11 @@ TABLES = [
     );
     CREATE INDEX runs_live ON runs (priority, number) WHERE ended_at IS NULL;
     CREATE INDEX runs_experiment ON runs (experiment, number) WHERE experiment IS NOT NULL;
+    """,
     """
+    ALTER TABLE runs ADD COLUMN blockers TEXT;
+    UPDATE runs SET priority = 2 * priority + 3;
+    """,
 ]
 SUMMARY_CHARACTERS = 65536
 
@@ -90,7 +94,7 @@ class Store:
             "kind": run["kind"],
             "name": run["name"],
             "purpose": run["purpose"],
-            "priority": PRIORITY[run["purpose"]],
+            "priority": run.get("priority") if run.get("priority") is not None else PRIORITY[run["purpose"]],
             "experiment": run.get("experiment"),
             "session": run.get("session"),
             "created_at": run["created_at"],
@@ -113,8 +117,8 @@ class Store:
     def claim(self, tx: sqlite3.Connection, run_id: str, devices: list[str]) -> bool:
         """queued -> starting, counted as an attempt; False when somebody else was first or it was cancelled."""
         cursor = tx.execute(
-            "UPDATE runs SET state = 'starting', attempts = attempts + 1, waiting_for = NULL, devices = ?"
-            " WHERE id = ? AND state = 'queued'",
+            "UPDATE runs SET state = 'starting', attempts = attempts + 1, devices = ?,"
+            " waiting_for = NULL, blockers = NULL WHERE id = ? AND state = 'queued'",
             (json.dumps(devices), run_id),
         )
         return cursor.rowcount == 1
@@ -137,7 +141,8 @@ class Store:
         if text and len(text) > SUMMARY_CHARACTERS:
             text = _text({k: v for k, v in (summary or {}).items() if isinstance(v, int | float | bool | None)})
         cursor = tx.execute(
-            "UPDATE runs SET state = ?, class = ?, exit_code = ?, signal = ?, reason = ?, waiting_for = NULL,"
+            "UPDATE runs SET state = ?, class = ?, exit_code = ?, signal = ?, reason = ?,"
+            " waiting_for = NULL, blockers = NULL,"
             " started_at = coalesce(?, started_at), ended_at = ?, elapsed_s = ?, summary = ?"
             " WHERE id = ? AND ended_at IS NULL",
             (
@@ -182,6 +187,7 @@ def record(row: sqlite3.Row, progress: dict[str, Any] | None = None) -> RunRecor
         kind=row["kind"],
         name=row["name"],
         purpose=row["purpose"],
+        priority=row["priority"],
         experiment=row["experiment"],
         session=row["session"],
         created_at=row["created_at"],

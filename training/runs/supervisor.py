@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -22,11 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.runs import outcome, tree
+from training.runs import cgroup, outcome, tree
+from training.runs.environment import job_environment
+from training.runs.log_cap import LogCap
 from training.runs.outcome import End, Evidence, Stop
 from training.runs.shim import ALREADY_STARTED
 from workspace import clock, durable
-from workspace.process import ProcessIdentity, identify, is_alive, this_process
+from workspace.process import TAG_VARIABLE, ProcessIdentity, identify, is_alive, this_process
 
 HEARTBEAT_S = 2.0
 POLL_S = 0.25  # how often stop.json is looked for, and an adopted job that is no child of ours
@@ -62,18 +65,14 @@ def read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def job_environment(additions: dict[str, str]) -> dict[str, str]:
-    """What the job gets: our allowed environment without any LAB_ variable (settings, secrets), plus `additions`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LAB_")}
-    return kept | additions
-
-
 class Supervisor:
     def __init__(self, folder: Path, leases: list[int]) -> None:
         self.folder = folder
         self.leases = leases
         self.run = read(folder / "run.json")
-        self.tag = str(self.run.get("environment", {}).get(tree.TAG_VARIABLE, ""))
+        self.tag = str(self.run.get("environment", {}).get(TAG_VARIABLE, ""))
+        self.group: Path | None = None
+        self.log_cap = LogCap(folder, int(self.run.get("log_cap_bytes") or 0))
         self.subreaper = tree.become_subreaper()
         self.shim: ProcessIdentity | None = None
         self.job: ProcessIdentity | None = None
@@ -106,14 +105,16 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the shim, which starts the job. A failure to start is an end like any other, with its reason."""
-        command = [sys.executable, "-I", "-S", str(SHIM), str(self.folder), "--", *self.run["command"]]
+        self.group = cgroup.create(re.sub(r"[^A-Za-z0-9-]", "-", self.tag or self.folder.name))
+        groups = [str(self.group)] if self.group else []
+        command = [sys.executable, "-I", "-S", str(SHIM), str(self.folder), *groups, "--", *self.run["command"]]
         try:
             log = os.open(self.folder / "train.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             try:
                 started = subprocess.Popen(
                     command,
                     cwd=self.run["cwd"],
-                    env=job_environment(self.run.get("environment", {})),
+                    env=job_environment(os.environ, self.run.get("passed", ()), self.run.get("environment", {})),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -147,6 +148,8 @@ class Supervisor:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             if record.get("shim") and self.shim is None:
                 self.shim = ProcessIdentity.from_json(record["shim"])
+            if record.get("cgroup") and self.group is None:
+                self.group = Path(record["cgroup"])
             if record.get("job"):
                 self.job = ProcessIdentity.from_json(record["job"])
                 self.started_at = str(record["started_at"])
@@ -185,6 +188,7 @@ class Supervisor:
     def end(self) -> End:
         """How the job ended, from the first source that knows."""
         record = read(self.folder / "job_exit.json")
+        self.statuses |= tree.reap()
         if record:
             return End(record.get("exit_code"), record.get("signal"), record.get("ended_at"), record.get("error"))
         if self.start_error:
@@ -202,7 +206,8 @@ class Supervisor:
         roots = [identity.pid for identity in (self.shim, self.job) if identity and is_alive(identity)]
         if self.subreaper:
             roots.append(os.getpid())
-        return tree.members(roots, self.tag, spare=[self.shim.pid] if spare_shim and self.shim else [])
+        spare = [self.shim.pid] if spare_shim and self.shim else []
+        return tree.members(roots, self.tag, spare=spare, group=self.group)
 
     # -- stopping ------------------------------------------------------------------------------------------------------
 
@@ -246,6 +251,8 @@ class Supervisor:
 
     def kill_tree(self) -> None:
         """KILL everything; the shim last, so that it can still tell how the job ended."""
+        if self.group:
+            cgroup.kill(self.group)
         tree.kill_all(lambda: self._members(spare_shim=True))
         deadline = time.monotonic() + SHIM_WRITES_S
         while self.shim and is_alive(self.shim) and time.monotonic() < deadline:
@@ -287,6 +294,7 @@ class Supervisor:
             "elapsed_s": round(self.elapsed(), 3),
         }
         self.memory_kills = (self.memory_kills[1], outcome.memory_kills())
+        self.log_cap.hold()
         if self.heartbeat_error:
             record["note"] = f"earlier heartbeats could not be written: {self.heartbeat_error}"
         temporary = self.folder / ".heartbeat.tmp"
@@ -317,6 +325,8 @@ class Supervisor:
         end = self.end()
         memory_kill = outcome.memory_kills() > self.memory_kills[0]
         leftovers = self.end_leftovers()
+        if self.group:
+            cgroup.remove(self.group)
         started = clock.parse(self.started_at).timestamp()
         seen = Evidence(
             kind=str(self.run.get("kind", "script")),

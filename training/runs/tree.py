@@ -2,7 +2,8 @@
 
 On Linux the supervisor is a "child subreaper": whatever its job leaves behind becomes its own child, so the tree below
 it is complete, `setsid` or not. Processes that lost their ancestors while no supervisor was alive are known again by
-the run's tag in their environment (`LAB_RUN_TREE`). A process is only ever signalled as pid + start time.
+the run's tag in their environment (`LAB_RUN_TREE`), or by its control group where the system allowed one
+(`training.runs.cgroup`). A process is only ever signalled as pid + start time.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from workspace.process import start_time
+from training.runs import cgroup
+from workspace.process import TAG_VARIABLE, start_time
 
-TAG_VARIABLE = "LAB_RUN_TREE"
 PR_SET_CHILD_SUBREAPER = 36
 KILL_ROUND_S = 0.02
 KILL_LIMIT_S = 30.0  # a process in uninterruptible sleep cannot be ended; after this it is reported instead
@@ -72,10 +73,12 @@ def has_tag(pid: int, tag: str) -> bool:
         return False
 
 
-def members(roots: Collection[int], tag: str, *, spare: Collection[int] = ()) -> list[Process]:
-    """The live processes below `roots` (themselves included) and those carrying the tag; never this process.
+def members(
+    roots: Collection[int], tag: str, *, spare: Collection[int] = (), group: Path | None = None
+) -> list[Process]:
+    """The live processes below `roots` (themselves included), those carrying the tag and those in the control group.
 
-    `spare` names pids that are left out although their descendants are not.
+    This process is never among them; `spare` names pids that are left out although their descendants are not.
     """
     everything = processes()
     children: dict[int, list[Process]] = {}
@@ -83,7 +86,8 @@ def members(roots: Collection[int], tag: str, *, spare: Collection[int] = ()) ->
         children.setdefault(process.parent, []).append(process)
     by_pid = {process.pid: process for process in everything}
     tagged = [p.pid for p in everything if has_tag(p.pid, tag)] if tag else []
-    pending = [by_pid[pid] for pid in {*roots, *tagged} if pid in by_pid]
+    grouped = cgroup.pids(group) if group else []
+    pending = [by_pid[pid] for pid in {*roots, *tagged, *grouped} if pid in by_pid]
     found: dict[int, Process] = {}
     while pending:
         process = pending.pop()

@@ -1,0 +1,82 @@
+"""Keeps a job's log within bounds while the job goes on writing it: the head is punched out of the file, the end stays.
+
+The job writes at the file's end and notices nothing; the file keeps its length (offsets and cursors stay right), only
+the disk space of its beginning is given back. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from workspace import clock, durable
+
+KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02
+BLOCK = 4096
+KEPT = 0.5  # of the cap, so that a busy log is not punched with every heartbeat
+ALERT_CLASS = "log"
+
+
+class LogCap:
+    """The cap of one log, looked at with every heartbeat. `cap_bytes` of 0 means none."""
+
+    def __init__(self, folder: Path, cap_bytes: int) -> None:
+        self.folder = folder
+        self.log = folder / "train.log"
+        self.cap_bytes = cap_bytes
+        self.hopeless = False
+
+    def hold(self) -> None:
+        """Drop the log's head when it takes more than the cap. Never raises: what cannot be done is an alert."""
+        if not self.cap_bytes or self.hopeless:
+            return
+        try:
+            state = self.log.stat()
+        except OSError:
+            return
+        if state.st_blocks * 512 <= self.cap_bytes:
+            return
+        end = (state.st_size - int(self.cap_bytes * KEPT)) // BLOCK * BLOCK
+        try:
+            punch(self.log, end)
+        except OSError as error:
+            self.hopeless = True
+            text = (
+                f"the log is larger than {self.cap_bytes / 1e9:g} GB, and this file system cannot drop its beginning "
+                f"({error.strerror}); it goes on growing"
+            )
+            self._tell("warn", text, "print less, stop the run, or raise runs.log_gigabytes in lab.toml")
+        else:
+            kept = f"{self.cap_bytes * KEPT / 1e9:g} GB"
+            text = f"the log grew beyond {self.cap_bytes / 1e9:g} GB: its beginning was dropped, {kept} at least stay"
+            self._tell("note", text, "print less, or raise runs.log_gigabytes in lab.toml")
+
+    def _tell(self, severity: str, text: str, suggestion: str) -> None:
+        """Once for each text, whichever supervisor of the run comes to it."""
+        alerts = self.folder / "alerts.jsonl"
+        numbers = {"cap_bytes": self.cap_bytes}
+        record: dict[str, Any] = {"time": clock.now(), "class": ALERT_CLASS, "severity": severity, "text": text}
+        try:
+            if all(isinstance(a, dict) and a.get("text") != text for a in durable.read_jsonl(alerts)):
+                durable.append_jsonl(alerts, record | {"numbers": numbers, "suggestion": suggestion})
+        except (OSError, ValueError) as error:
+            print(f"{clock.now()} {text} (not written down: {error})", file=sys.stderr, flush=True)
+
+
+def punch(file: Path, length: int) -> None:
+    """Give back the space of the first `length` bytes; they read as zeros then. Raises OSError."""
+    if not sys.platform.startswith("linux"):
+        raise OSError(95, "this system cannot do it")
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        fallocate = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
+        fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        if fallocate(descriptor, KEEP_SIZE | PUNCH_HOLE, 0, length):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    finally:
+        os.close(descriptor)
