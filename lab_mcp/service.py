@@ -253,7 +253,10 @@ def serve(workspace: Workspace) -> int:
             mode=0o600,
         )
         log.info("serving %s on port %d", workspace.root, port)
+        # uvicorn ends in good order on TERM and then raises it again, which the keeper would take for a crash
+        signal.signal(signal.SIGTERM, lambda *_: log.info("ended by SIGTERM"))
         service.server.run(sockets=[listener])
+        say(held, ENDED)
     except KeyboardInterrupt:
         say(held, ENDED)
         raise
@@ -298,6 +301,7 @@ def main(root: str) -> int:
     workspace = Workspace(Path(root))
     set_up_logging(workspace)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     return serve(workspace)
 
 

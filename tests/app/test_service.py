@@ -95,6 +95,13 @@ def test_shutdown_ends_service_and_keeper(lab: Workspace, command) -> None:
     assert command("status").returncode == 1
 
 
+def test_term_ends_service_and_keeper_for_good(lab: Workspace) -> None:
+    """As systemd or a user ends it: no crash, so nobody starts it again."""
+    os.kill(connection.ensure_service(lab).identity.pid, signal.SIGTERM)
+    until(lambda: not processes_of(lab.root))
+    assert "starting it again" not in lab.service_log.read_text()
+
+
 def until(condition, seconds: float = 20) -> None:
     """Wait for something another process does."""
     for _ in range(int(seconds * 20)):

@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from nvml_machines import RTX
 
-RTX = """
-driver=570.86.15
-cuda=12080
-count=2
-0.name=NVIDIA GeForce RTX 4080
-0.uuid=GPU-11111111-aaaa-bbbb-cccc-000000000001
-0.capability=8.9
-0.memory=17171480576 3221225472
-0.utilization=97
-0.temperature=81
-0.slowdown=90
-0.power=301500
-0.power_limit=320000
-0.clock=2505
-0.clock_max=3105
-0.memory_clock=11201
-0.throttle=0x24
-0.processes={pid}:3000000000 4194305:100000000
-0.graphics=4194306:50000000
-1.name=NVIDIA GeForce RTX 4080
-1.uuid=GPU-22222222-aaaa-bbbb-cccc-000000000002
-1.capability=8.9
-1.memory=17171480576 12582912
-1.utilization=0
-1.temperature=35
-1.slowdown=90
-1.power=12000
-1.power_limit=320000
-1.clock=210
-1.clock_max=3105
-1.memory_clock=405
-1.throttle=0x1
-1.processes=
-"""
 H200 = """
 driver=580.65.06
 cuda=13000
@@ -126,9 +94,29 @@ def test_processes_are_named_as_far_as_they_can_be_seen(machine: Callable[..., A
         "user": me.username(),
         "memory_bytes": 3000000000,
         "graphics": False,
+        "owner": "not ours",
     }
     assert foreign["pid"] == 4194305 and foreign["name"] is None and foreign["user"] is None  # above every pid_max
     assert drawing["graphics"] and drawing["memory_bytes"] == 50000000
+
+
+def test_processes_of_runs_and_of_the_lab_are_known(machine: Callable[..., Any], tmp_path: Path) -> None:
+    """A run's by its environment, what it started with another environment by its ancestors."""
+    run = {
+        "PATH": "/usr/bin:/bin",
+        "LAB_RUN_TREE": "run-0007:abc",
+        "LAB_RUN_DIR": str(tmp_path / "mylab/runs/run-0007"),
+    }
+    with subprocess.Popen(
+        ["sh", "-c", "env -i sleep 600 & echo $!; wait"], env=run, stdout=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stdout
+        below = int(job.stdout.readline())
+        child, change = machine(RTX.format(pid=1))
+        change(RTX.format(pid=job.pid) + f"0.processes={job.pid}:9 {below}:8 {child.process.pid}:7 {os.getpid()}:6\n")
+        owners = [p["owner"] for p in child.status()["devices"][0]["processes"] if not p["graphics"]]
+        psutil.Process(below).kill()
+    assert owners == ["run-0007 of workspace mylab", "run-0007 of workspace mylab", "lab", "not ours"]
 
 
 def test_h200_with_a_process_whose_memory_is_hidden(machine: Callable[..., Any]) -> None:

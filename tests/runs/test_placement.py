@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from runs_support import Bench
 
+from training.hardware.status import DeviceProcess
 from training.runs.leases import Leases, release
-from training.runs.placement import GB, by_room, environment, need_of
+from training.runs.placement import GB, Need, environment, fits_beside, need_of, room
 from training.runs.records import RunRequest
 from workspace import durable
 from workspace.errors import Refused, Unavailable
@@ -28,6 +29,8 @@ class Card:
     memory_total_bytes: int | None = 16 * GB
     memory_free_bytes: int | None = 16 * GB
     backend: str = "cuda"
+    processes: tuple[DeviceProcess, ...] = ()
+    trains: bool = True
 
     @property
     def id(self) -> str:
@@ -79,7 +82,79 @@ def test_impossible_needs_are_refused_with_what_there_is(wish: dict[str, Any], d
 def test_devices_with_most_room_first_and_full_ones_not_at_all() -> None:
     cards = [Card(0, memory_free_bytes=4 * GB), Card(1), Card(2, memory_free_bytes=1 * GB)]
     need = need_of(RunRequest(gpu_memory_min_gb=2), cards)
-    assert [card.index for card in by_room(need, cards)] == [1, 0]
+    found, without = room(need, cards)
+    assert [card.index for card in found] == [1, 0]
+    assert without == {"cuda:2": "cuda:2 has 1.0 GB free of the 2 GB asked for"}
+
+
+def test_a_card_somebody_else_computes_on_is_left_alone() -> None:
+    foreign = DeviceProcess(pid=4711, name="python3", user="alice", memory_bytes=9 * GB)
+    drawing = DeviceProcess(pid=1, name="Xorg", memory_bytes=GB, graphics=True)
+    ours = DeviceProcess(pid=2, name="python3", memory_bytes=9 * GB, owner="run-0001 of workspace lab")
+    small = DeviceProcess(pid=3, name="nvtop", memory_bytes=10**6)
+    cards = [Card(0, processes=(foreign,)), Card(1, processes=(drawing, ours, small))]
+    found, without = room(Need(1), cards)
+    assert [card.index for card in found] == [1]
+    assert without == {"cuda:0": "cuda:0 is in use by python3 of alice (pid 4711, 9.0 GB), not the lab's"}
+    assert len(room(Need(1), cards, with_others=True)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("need", "others", "free", "fits"),
+    [
+        (Need(1), [], 16, True),
+        (Need(1), [Need(1)], 16, True),  # two halves
+        (Need(1), [Need(1), Need(1)], 16, False),
+        (Need(1, 10 * GB), [Need(1)], 16, False),  # promised counts, though nothing of it is used yet
+        (Need(1, 6 * GB), [Need(1, 10 * GB)], 6, True),
+        (Need(1, 6 * GB), [Need(1, 10 * GB)], 5, False),  # more is used than was promised
+        (Need(1, predicted_bytes=2 * GB), [Need(1, 14 * GB)], 16, True),
+    ],
+)
+def test_runs_share_a_card_when_their_memory_fits(need: Need, others: list[Need], free: int, fits: bool) -> None:
+    assert fits_beside(need, Card(0, memory_free_bytes=free * GB), others, places=2) is fits
+
+
+def test_two_runs_of_one_workspace_share_a_card_and_no_other_workspace_does(make_bench: Callable[..., Bench]) -> None:
+    one = make_bench("eins", devices=lambda: TWO[:1], per_device=2)
+    two = make_bench("zwei", devices=lambda: TWO[:1], per_device=2)
+    alone = make_bench("drei", devices=lambda: TWO[:1])
+    first, second, third = (one.start(WAITS) for _ in range(3))
+    other, single = two.start(WAITS), alone.start(WAITS)
+    for run_id in (first, second):
+        one.printed(run_id, "\n")
+        assert one.text(run_id).strip() == "GPU-0000-0"
+    assert one.runs.get(third).state == two.runs.get(other).state == alone.runs.get(single).state == "queued"
+    assert "cuda:0 is held by run-0001 of workspace eins" in (two.runs.get(other).waiting_for or "")
+    one.runs.stop(first)
+    one.end(first)
+    one.printed(third, "\n")
+    two.runs.tick()
+    assert two.runs.get(other).state == "queued"
+    for run_id in (second, third):
+        one.runs.stop(run_id)
+        one.end(run_id)
+    two.printed(other, "\n")
+    alone.runs.tick()
+    assert alone.runs.get(single).state == "queued"
+
+
+def test_a_run_that_does_not_fit_beside_another_says_so(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(devices=lambda: TWO[:1], per_device=4)
+    first = bench.start(WAITS, gpu_memory_min_gb=12)
+    second = bench.start(WAITS, gpu_memory_min_gb=8)
+    bench.runs.tick()
+    waiting = bench.runs.get(second).waiting_for or ""
+    assert f"cuda:0 is held by {first}, which leaves too little memory" in waiting
+    assert bench.runs.get(second).freed_by == f"the end of {first}"
+
+
+def test_devices_our_trainer_cannot_use_are_for_scripts() -> None:
+    cards = [Card(0, trains=False)]
+    assert need_of(RunRequest(kind="script", script="x.py"), cards).count == 1
+    assert need_of(RunRequest(kind="recipe"), cards).count == 0
+    with pytest.raises(Refused, match="cannot give 1 accelerator"):
+        need_of(RunRequest(kind="recipe", gpu_count=1), cards)
 
 
 def test_a_job_sees_its_devices_only() -> None:

@@ -1,0 +1,279 @@
+"""What runs cost, and what they survive: kill rounds, a queue of 50, long lists, loud jobs, watching.
+
+python benchmarks/runs.py [--write] [--seed N] [--rounds 200] [--only PART ...]
+
+Parts: kills, queue, list, loud, watch, tail. Each writes its rows into benchmarks/runs.json; --write renders all that is
+there into docs/benchmarks.md. The kill rounds and the queue are those of the slow tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import kill_rounds
+import psutil
+import queue_of_runs
+from report import machine, write_section
+from runs_support import Bench, end_everything
+from tests_support import end_all
+
+from lab_mcp import connection, initialise
+from training.runs.leases import FOLDER_VARIABLE
+from training.runs.manager import Runs
+from workspace.database import Database
+from workspace.layout import Workspace
+from workspace.outbox import Outbox
+from workspace.settings import Settings
+
+RESULTS = Path(__file__).with_name("runs.json")
+Row = tuple[str, str, str]  # what, measured, asked
+LIST_RUNS, LIST_CALLS = 10_000, 200
+LOUD_BYTES, LOUD_RATE, LOUD_PAIRS = 2_000_000_000, 100_000_000, 3
+LOUD_CAP_GB = 0.5
+WATCH_S = 30.0
+LOUD = """
+import sys, time
+size, rate = int(sys.argv[1]), int(sys.argv[2])
+line = b"step 1234 | loss 3.1415 | 123456 tokens/s | a line of a usual log, some words longer " * 12 + b"\\n"
+block = line * (1_000_000 // len(line))
+out = open(1, "wb", buffering=0, closefd=False)
+began, busy, written = time.monotonic(), 0.0, 0
+while written < size:
+    before = time.monotonic()
+    written += out.write(block)
+    busy += time.monotonic() - before
+    ahead = written / rate - (time.monotonic() - began)
+    if rate and ahead > 0:
+        time.sleep(ahead)
+sys.stderr.write(f"\\nseconds {time.monotonic() - began:.4f} {busy:.4f}\\n")
+"""
+
+
+@contextlib.contextmanager
+def bench_of(folder: Path, **settings: Any) -> Iterator[Bench]:
+    """A manager over a fresh workspace; everything is ended afterwards."""
+    workspace = Workspace((folder / f"lab-{time.monotonic_ns()}").resolve())
+    workspace.root.mkdir()
+    workspace.settings_file.touch()
+    workspace.create_folders()
+    database = Database(workspace.database_file)
+    settings_of = Settings.model_validate({"runs": {"grace_seconds": 1.0, **settings}})
+    bench = Bench(workspace, database, Runs(workspace, settings_of, database, Outbox(database), devices=list))
+    try:
+        yield bench
+    finally:
+        end_everything(workspace)
+        database.close()
+
+
+def kills(folder: Path, options: argparse.Namespace) -> list[Row]:
+    """Rounds in parts of 50, so that one part's runs do not wait for the whole."""
+    figures = kill_rounds.run(folder, options.rounds, options.seed)
+    killed = figures["processes killed"]
+    words = ", ".join(f"{count} {name}s" for name, count in sorted(killed.items()))
+    text = f"0 (seed {figures['seed']}; killed: {words}; {figures['seconds']:.0f} s)"
+    return [(f"{figures['rounds']} random kills over {figures['runs']} runs: contradictions of the oracle", text, "0")]
+
+
+def queue(folder: Path, _: argparse.Namespace) -> list[Row]:
+    with bench_of(folder, max_concurrent=2) as bench:
+        found = queue_of_runs.play(bench, 50, cancel={0, 7, 25, 49})
+    what = f"50 runs started at once, {found['cancelled']} cancelled, {found['at once']} at a time: ended in order, s"
+    return [
+        (what, f"{found['finished in s']}", "in order, the rest untouched"),
+        ("the same: until all 50 were written down and queued, s", f"{found['started in s']}", ""),
+    ]
+
+
+def listing(folder: Path, _: argparse.Namespace) -> list[Row]:
+    with bench_of(folder) as bench:
+        with bench.database.transaction() as tx:
+            for i in range(1, LIST_RUNS + 1):
+                run = {"id": f"run-{i:04d}", "kind": "script", "name": f"run number {i}", "purpose": "run"}
+                run |= {"created_at": "2026-11-21T00:00:00.000Z", "experiment": f"exp-{i % 300:04d}"}
+                bench.runs.store.insert(tx, run, {"count": 0})
+                final = {"state": "failed" if i % 3 == 0 else "succeeded", "ended_at": "2026-11-21T00:01:00.000Z"}
+                bench.runs.store.end(tx, run["id"], final, {"val_bpb": 1.0 + i / 1000, "steps": i})
+        pages: dict[str, Callable[[], object]] = {
+            "newest 20": lambda: bench.runs.page(limit=20),
+            "failed ones": lambda: bench.runs.page(states=["failed"], limit=20),
+            "by text": lambda: bench.runs.page(text="number 77", limit=20),
+            "older than run-0100": lambda: bench.runs.page(limit=20, before="run-0100"),
+        }
+        rows: list[Row] = []
+        for name, page in pages.items():
+            took = [_seconds(page) * 1000 for _ in range(LIST_CALLS)]
+            shown = f"{statistics.median(took):.2f} / {sorted(took)[int(0.99 * LIST_CALLS)]:.2f}"
+            rows.append((f"list_runs among {LIST_RUNS:,}, {name}: p50 / p99, ms", shown, "< 50"))
+    return rows
+
+
+def loud(folder: Path, _: argparse.Namespace) -> list[Row]:
+    """The same job alone with its output in a file, and as a run whose log is capped; in pairs, best of each."""
+    script = folder / "loud.py"
+    script.write_text(LOUD)
+    alone, watched = [], []
+    for number in range(LOUD_PAIRS):
+        log = folder / "alone.log"
+        with log.open("wb") as file:
+            command = [sys.executable, str(script), str(LOUD_BYTES), "0"]
+            subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=True)
+        alone.append(_told(log))
+        log.unlink()
+        with bench_of(folder, log_gigabytes=LOUD_CAP_GB) as bench:
+            run_id = bench.start(LOUD, str(LOUD_BYTES), "0")
+            assert bench.end(run_id).state == "succeeded"
+            log = bench.folder(run_id) / "train.log"
+            watched.append(_told(log))
+            kept = log.stat().st_blocks * 512 / 1e9
+            log.unlink()
+        print(f"pair {number}: {alone[-1]:.2f} s alone, {watched[-1]:.2f} s as a run, {kept:.2f} GB kept")
+    paced = []
+    with bench_of(folder, log_gigabytes=LOUD_CAP_GB) as bench:
+        run_id = bench.start(LOUD, str(LOUD_BYTES // 2), str(LOUD_RATE))
+        assert bench.end(run_id).state == "succeeded"
+        paced.append(_told(bench.folder(run_id) / "train.log"))
+    ideal = LOUD_BYTES / 2 / LOUD_RATE
+    slower = 100 * (min(watched) / min(alone) - 1)
+    rate = LOUD_BYTES / min(alone) / 1e6
+    return [
+        (f"a job printing as fast as it can ({rate:,.0f} MB/s alone), slowed by", f"{slower:.1f} %", ""),
+        ("a job printing 100 MB/s, slowed by", f"{100 * (paced[0] / ideal - 1):.2f} %", "< 5 %"),
+        (f"its log of {LOUD_BYTES / 1e9:g} GB with a cap of {LOUD_CAP_GB:g} GB takes", f"{kept:.2f} GB", "the end kept"),
+    ]
+
+
+def _told(log: Path) -> float:
+    """The seconds the loud job wrote at the end of its log."""
+    with log.open("rb") as file:
+        file.seek(-200, os.SEEK_END)
+        return float(file.read().split(b"seconds ")[-1].split()[0])
+
+
+def watch(folder: Path, _: argparse.Namespace) -> list[Row]:
+    """Supervisor and shim of a running job, and the service's sampler: memory and share of a core."""
+    rows: list[Row] = []
+    with bench_of(folder) as bench:
+        run_id = bench.start("import time; time.sleep(600)")
+        pids = bench.pids(run_id)
+        share = _share(psutil.Process(pids["supervisor"]))
+        for name in ("supervisor", "shim"):
+            mb = psutil.Process(pids[name]).memory_info().rss / 1e6
+            rows.append((f"{name} of a running run, resident MB", f"{mb:.1f}", "< 20"))
+        rows.append(("supervisor, share of a core", f"{share:.2f} %", "< 0.5 %"))
+    workspace = Workspace(Path(initialise.init(folder / "served").root))
+    try:
+        service = psutil.Process(connection.ensure_service(workspace).identity.pid)
+        time.sleep(8.0)  # the start, and what warms up after it
+        share, sampler = _share(service, by_thread=True), 0.0
+        rows.append(("service at rest, share of a core", f"{share:.2f} %", ""))
+        rows.append(("service at rest, resident MB", f"{service.memory_info().rss / 1e6:.0f}", "< 150"))
+        del sampler
+    finally:
+        end_all(workspace.root)
+    rows.append(("sampler (a reading and its row, every 2 s), share of a core", f"{_sampler(folder):.2f} %", "< 0.5 %"))
+    return rows
+
+
+def _share(process: psutil.Process, *, by_thread: bool = False) -> float:
+    """CPU time over `WATCH_S`, in percent of a core."""
+    del by_thread
+    before = process.cpu_times()
+    time.sleep(WATCH_S)
+    after = process.cpu_times()
+    return 100 * (after.user + after.system - before.user - before.system) / WATCH_S
+
+
+def _sampler(folder: Path) -> float:
+    """CPU time of a sampler's own work in percent of a core at its usual interval."""
+    from training.telemetry import Sampler
+
+    workspace = Workspace((folder / "sampled").resolve())
+    workspace.root.mkdir()
+    workspace.create_folders()
+    settings = Settings()
+    sampler = Sampler(workspace, settings)
+    sampler.sample()
+    before, count = time.thread_time(), 200
+    for _ in range(count):
+        sampler.sample()
+        time.sleep(0.01)
+    spent = (time.thread_time() - before) / count
+    sampler.stop()
+    return 100 * spent / settings.hardware.sample_seconds
+
+
+def tail(folder: Path, _: argparse.Namespace) -> list[Row]:
+    """10 GB of log: the last lines, and what reading them adds to this process."""
+    with bench_of(folder) as bench:
+        run_id = bench.start("for i in range(100): print(f'Step {i} | Loss: 3.1415 | a line of a usual log')")
+        bench.end(run_id)
+        log = bench.folder(run_id) / "train.log"
+        end = log.read_bytes() * 2
+        with log.open("wb") as file:
+            file.truncate(10_000_000_000 - len(end))  # a sparse head: the size without the disk
+            file.seek(0, os.SEEK_END)
+            file.write(end)
+        process = psutil.Process()
+        bench.runs.tail(run_id)
+        before = process.memory_info().rss
+        took = [_seconds(lambda: bench.runs.tail(run_id, lines=50)) * 1000 for _ in range(100)]
+        grown = max(0, process.memory_info().rss - before) / 1e6
+    shown = f"{statistics.median(took):.2f} / {sorted(took)[99]:.2f}"
+    return [
+        ("tail_log of 10 GB: p50 / slowest of 100, ms", shown, "< 10"),
+        ("tail_log of 10 GB: memory it added, MB", f"{grown:.1f}", "< 20"),
+    ]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
+    "kills": kills, "queue": queue, "list": listing, "loud": loud, "watch": watch, "tail": tail,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
+    options = parser.parse_args()
+    results: dict[str, list[Row]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER_VARIABLE] = f"{folder}/leases"
+        for part in options.only:
+            place = Path(folder) / part
+            place.mkdir()
+            results[part] = PARTS[part](place, options)
+            for row in results[part]:
+                print(" | ".join(row), flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    lines = ["| what | measured | asked |", "|---|---:|---:|"]
+    lines += [f"| {what} | {shown} | {asked} |" for part in PARTS for what, shown, asked in results.get(part, [])]
+    text = f"Measured {machine()}.\n\n" + "\n".join(lines)
+    print(text)
+    if options.write:
+        write_section("Runs", "python benchmarks/runs.py", text)
+
+
+if __name__ == "__main__":
+    main()
