@@ -32,6 +32,7 @@ from workspace.layout import Workspace
 from workspace.outbox import Outbox
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # between tries, while a model or something else is away
+LONGEST_SILENCE_S = 3600.0  # for which a server's wish to be left alone is heeded at a stretch
 FAILURES = 5  # in a row, through an error of the lab's own, after which a campaign is paused
 LOOK_BACK = 12  # experiments looked at to see whether to go on
 LONGEST_PROGRAM = 8000  # characters of program.md a model is given
@@ -244,7 +245,8 @@ class Campaigns:
             moved = self._advance(record)
         except Unavailable as error:
             pause = min(2 * self._pauses.get(record.id, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
-            self._pauses[record.id] = (time.monotonic() + pause, pause)
+            asked_for = min(error.wait_s or 0.0, LONGEST_SILENCE_S)
+            self._pauses[record.id] = (time.monotonic() + max(pause, asked_for), pause)
             self._waits_for[record.id] = str(error)
             log.info("%s waits: %s", record.id, error)
             return False
@@ -350,6 +352,7 @@ class Campaigns:
             passages=self.experiments.passages,
             stagnant=stagnation.data["since_keep"] if stagnation is not None and stagnation.at > kept else 0,
             money_left=left,
+            answers_cost=self.ledger.money(record.id),
             note=lambda attempt: self._note(proposal, attempt),
         )
 

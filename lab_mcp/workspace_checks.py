@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from experiments.proposers.model import DEFAULT_URLS
 from lab_mcp import connection
 from lab_mcp.finding import GIB, Finding, error, note, ok, warn
 from training.promote import promoted
@@ -105,10 +106,24 @@ def premises(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
             f"passages of notes, papers and results, with their vectors, are kept on the Qdrant server "
             f"{urlsplit(url).hostname} (rag.qdrant_url)"
         )
+    on += asked_models(settings)
     if on:
         yield note("may leave the premises or fetch from outside: " + "; ".join(on), "", "switch off in lab.toml")
     else:
         yield ok("nothing leaves the premises: nothing that talks to the outside is switched on")
+
+
+def asked_models(settings: Settings) -> list[str]:
+    """Language models on other machines that campaigns may ask."""
+    found, proposer = [], settings.proposer
+    told = "with results, notes and passages of papers"
+    if proposer.api != "off":
+        host = urlsplit(proposer.url or DEFAULT_URLS[proposer.api]).hostname or ""
+        if host not in LOOPBACK:
+            found.append(f"campaigns may ask a language model at {host}, {told} (proposer.api)")
+    if proposer.claude_code:
+        found.append(f"campaigns may ask Claude Code, {told} (proposer.claude_code)")
+    return found
 
 
 def memory(workspace: Workspace, settings: Settings) -> Iterator[Finding]:

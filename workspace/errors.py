@@ -36,6 +36,8 @@ class Refused(LabError):
 class Unavailable(LabError):
     """Something the request needs (a network, a device, a package, disk space) is not there now."""
 
+    wait_s: float | None = None  # how long it asks to be left alone, where it said so
+
 
 def closest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """The names in `known` most like `name`, best first (may be empty)."""

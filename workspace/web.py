@@ -97,7 +97,9 @@ def request(
         if attempt < attempts:
             wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
             if failure.wait_s is not None and failure.wait_s > patience_s:
-                raise Unavailable(f"{host} asks to be left alone for {failure.wait_s:.0f} s", fix="try again then")
+                busy = Unavailable(f"{host} asks to be left alone for {failure.wait_s:.0f} s", fix="try again then")
+                busy.wait_s = failure.wait_s
+                raise busy
             time.sleep(wait_s if failure.wait_s is None else failure.wait_s)
     raise Unavailable(f"{host} cannot be reached: {failure}", fix="check the network and the server, then try again")
 

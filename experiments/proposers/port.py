@@ -20,7 +20,7 @@ class Malformed(LabError):
     """A model's answer cannot be used, not even the second one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Question:
     """What is known when the next experiment is to be proposed. The same question, the same seed: the same answer."""
 
@@ -37,6 +37,8 @@ class Question:
     passages: Callable[[str], Sequence[Mapping[str, str]]] = lambda query: ()  # id, kind, title, quote
     stagnant: int = 0  # experiments measured since the last keep, when that is worth a word
     money_left: float | None = None
+    answers_cost: float = 0.0  # money the models' answers have cost this campaign
+    spent_now: float = 0.0  # and those to this very question
     note: Callable[[Attempt], None] = field(default=lambda attempt: None)  # stores what a question cost, at once
 
 
