@@ -29,7 +29,7 @@ class HardwareSettings(Section):
     backend: Literal["auto", "hpu", "rocm", "cuda", "mps", "cpu"] = Field(
         "auto", description="the accelerator to use; auto takes the first of hpu, rocm, cuda, mps, cpu"
     )
-    exclude_devices: list[str] = Field([], description="device indices or UUIDs the lab must leave alone")
+    exclude_devices: list[str | int] = Field([], description="device indices or UUIDs the lab must leave alone")
     share_with_others: bool = Field(
         False, description="may runs start on a device that processes other than the lab's compute on?"
     )
@@ -158,6 +158,35 @@ class RagSettings(Section):
 class NetworkSettings(Section):
     hub: bool = Field(False, description="may data sets be fetched from the Hugging Face hub?")
     git: bool = Field(True, description="may start_training clone a repository from a URL?")
+    arxiv: bool = Field(False, description="may papers be fetched from arXiv when somebody asks for them?")
+
+
+class SearchSettings(Section):
+    """A web search, asked only when a search says so. Off by default: questions go to the provider."""
+
+    provider: Literal["off", "searxng", "brave"] = Field("off", description="who is asked: SearXNG, or Brave's API")
+    url: str = Field("", description="of the provider; needed for searxng, empty = Brave's own")
+    key_variable: str = Field(
+        "",
+        pattern=r"^(LAB_[A-Z0-9_]+)?$",
+        description="environment variable, LAB_..., that holds the provider's key; empty = none is wanted",
+    )
+    arxiv_url: str = Field(
+        "https://export.arxiv.org", pattern="^https?://", description="arXiv, or a mirror, for [network] arxiv = true"
+    )
+
+
+class AskSettings(Section):
+    """The language model `lab-mcp ask` may put questions and passages to. Off by default: then passages are shown."""
+
+    api: Literal["off", "anthropic", "openai"] = Field(
+        "off", description="anthropic: the Messages API; openai: any server that speaks it (Ollama, vLLM, ...)"
+    )
+    url: str = Field("", description="of the server; empty = https://api.anthropic.com, or Ollama on this machine")
+    model: str = Field("", description="name of the model")
+    key_variable: str = Field("", description="environment variable that holds the API key; empty = none is wanted")
+    timeout_seconds: float = Field(120.0, gt=0, le=3600, description="how long an answer may take")
+    answer_tokens: int = Field(1000, ge=64, le=100_000, description="longest answer")
 
 
 class GitSettings(Section):
@@ -181,6 +210,8 @@ class Settings(BaseSettings):
     proposer: ProposerSettings = ProposerSettings()
     rag: RagSettings = RagSettings()
     network: NetworkSettings = NetworkSettings()
+    search: SearchSettings = SearchSettings()
+    ask: AskSettings = AskSettings()
     git: GitSettings = GitSettings()
 
     @classmethod

@@ -206,10 +206,11 @@ def test_an_old_driver_answers_the_second_version_of_the_process_question(machin
     assert child.status()["devices"][0]["processes"][0]["memory_bytes"] == 1000
 
 
-def test_excluded_and_hidden_devices_are_seen_but_not_used(machine: Callable[..., Any]) -> None:
-    child, _ = machine(RTX.format(pid=1), '[hardware]\nexclude_devices = ["0"]\n', CUDA_VISIBLE_DEVICES="GPU-1111")
+@pytest.mark.parametrize("entry", ["0", '"0"', '"cuda:0"', '"GPU-11111111"'])
+def test_excluded_and_hidden_devices_are_seen_but_not_used(machine: Callable[..., Any], entry: str) -> None:
+    child, _ = machine(RTX.format(pid=1), f"[hardware]\nexclude_devices = [{entry}]\n", CUDA_VISIBLE_DEVICES="GPU-1111")
     first, second = child.status()["devices"]
-    assert "exclude_devices" in first["unusable_because"]
+    assert "exclude_devices" in first["unusable_because"] and not first["trains"]
     assert "CUDA_VISIBLE_DEVICES" in second["unusable_because"]
 
 

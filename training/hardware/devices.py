@@ -126,7 +126,7 @@ def _permit(device: Device, settings: HardwareSettings) -> Device:
     """The device, marked as not to be used when a setting or the environment says so."""
     if not device.usable:
         return device
-    for entry in settings.exclude_devices:
+    for entry in map(str, settings.exclude_devices):
         if entry in (str(device.index), device.id) or (len(entry) > 4 and device.uuid.startswith(entry)):
             return device.model_copy(
                 update={"usable": False, "unusable_because": "excluded by the setting hardware.exclude_devices"}

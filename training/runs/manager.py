@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from training.runs import progress, store
+from training.runs import progress, store, waiting
 from training.runs.alerts.ending import record_end
 from training.runs.comparison import differences
 from training.runs.launcher import Launcher, LocalLauncher, Observation
@@ -273,7 +273,8 @@ class Runs:
         return row
 
     def _records(self, rows: Sequence[sqlite3.Row]) -> Iterator[RunRecord]:
-        queue = self._queue() if any(row["state"] == "queued" for row in rows) else {}
+        queued = any(row["state"] == "queued" for row in rows)
+        queue = waiting.told(self.store.live(), self.workspace) if queued else {}
         for row in rows:
             if row["ended_at"] is not None:
                 yield store.record(row)
@@ -287,38 +288,6 @@ class Runs:
     def holders(self, uuids: Sequence[str]) -> dict[str, str]:
         """The runs that hold these devices now, by uuid, whichever workspace of this machine they are of."""
         return self.scheduler.holders_of(uuids)
-
-    def _queue(self) -> dict[str, dict[str, Any]]:
-        """`waiting_for`, `queue_position` and `freed_by` of every queued run."""
-        live = self.store.live()
-        by_id = {row["id"]: row for row in live}
-        queued = [row for row in live if row["state"] == "queued"]
-        left: dict[str, str] = {}  # a run that others wait for -> how long it takes
-        found = {}
-        for position, row in enumerate(queued, 1):
-            blockers = store.value(row["blockers"]) or []
-            for run_id in blockers:
-                if run_id not in left and run_id in by_id:
-                    left[run_id] = self._left(by_id[run_id])
-            freed_by = ", or of ".join(name + left.get(name, "") for name in blockers)
-            parts = [row["waiting_for"], f"position {position} of {len(queued)} in the queue"]
-            if freed_by and any(left.get(name) for name in blockers):
-                parts.append(f"freed by the end of {freed_by}")
-            found[row["id"]] = {
-                "queue_position": position,
-                "waiting_for": "; ".join(part for part in parts if part),
-                "freed_by": f"the end of {freed_by}" if freed_by else None,
-            }
-        return found
-
-    def _left(self, row: sqlite3.Row) -> str:
-        """` (about 40 s left)` when a running run tells it."""
-        if row["state"] not in ("running", "stopping"):
-            return ""
-        elapsed = clock.seconds_between(row["started_at"], clock.now()) if row["started_at"] else None
-        found = progress.progress(self.workspace.run_dir(row["id"]), store.value(row["budget"]), elapsed)
-        seconds = (found or {}).get("eta_s")
-        return "" if seconds is None else f" (about {seconds:.0f} s left)"
 
     # -- keeping up ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A repository's files for one run: cloned apart from everybody's tree, at a known commit.
 
 A repository is mirrored once under `.lab/cache/git/` and fetched before each use; a run gets a clone of its own from
-there. A fetch that takes long goes on in the background, for the next call to find it done. Hooks, templates and credentials prompts are off; submodules and large files (LFS) are not fetched.
+there. A fetch that takes long goes on in the background, for the next call to find it done. Hooks, templates and
+credentials prompts are off; submodules and large files (LFS) are not fetched.
 """
 
 from __future__ import annotations
