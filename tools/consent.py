@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from tools.campaigns import RunCampaignArguments
 from tools.experiments import ProposeArguments
 from tools.lab import Lab
 from tools.runs import StartTrainingArguments
-from training.config import TrainingConfig, apply, load_recipe
+from training.config import apply, load_recipe
 from workspace.errors import LabError, Refused
 
 SECONDS = 3600.0
@@ -30,7 +31,8 @@ def question(lab: Lab, tool: str, arguments: Any) -> str | None:
         return None
     if hours <= limit:
         return None
-    return f"{tool} may use the machine for {hours:.3g} hours (you are asked above {limit:g}). Go ahead?"
+    spent_in_words = f"for {hours:.3g} hours" if math.isfinite(hours) else "without a limit in time"
+    return f"{tool} may use the machine {spent_in_words} (you are asked above {limit:g} hours). Go ahead?"
 
 
 def refused(tool: str, action: str) -> Refused:
@@ -49,26 +51,43 @@ def _training(lab: Lab, arguments: StartTrainingArguments) -> float:
     hours = limit
     if arguments.script is None:
         recipe = apply(load_recipe(lab.workspace.recipe_dir), arguments.overrides or {})
-        hours = min(limit, _hours(recipe) or limit)
+        hours = min(limit, _hours(lab, recipe.budget.kind, recipe.budget.amount))
     return hours * max(1, arguments.gpu_count or 1)
 
 
 def _experiment(lab: Lab, arguments: ProposeArguments) -> float:
     """Device hours of an experiment that goes to its last look: test run, controls and candidates."""
-    recipe = load_recipe(Path(lab.workspace.recipe_dir))
-    amount = arguments.budget_amount or recipe.budget.amount
-    kind = arguments.budget_kind or recipe.budget.kind
-    one = amount / SECONDS if kind == "seconds" else lab.settings.runs.time_limit_hours
-    rule = lab.experiments.rule
-    return one * (2 * rule.max_pairs + lab.settings.experiments.test_fraction)
+    budget = load_recipe(lab.workspace.recipe_dir).budget
+    kind, amount = arguments.budget_kind or budget.kind, arguments.budget_amount or budget.amount
+    return _hours(lab, kind, amount) * _longest_experiment(lab)
 
 
-def _hours(recipe: TrainingConfig) -> float | None:
-    """None for a budget that is not a time."""
-    return recipe.budget.amount / SECONDS if recipe.budget.kind == "seconds" else None
+def _campaign(lab: Lab, arguments: RunCampaignArguments) -> float:
+    """Device hours of the budget that is given or added; the smallest limit ends it."""
+    if arguments.action not in ("start", "extend"):
+        return 0.0
+    budget = load_recipe(lab.workspace.recipe_dir).budget
+    one = _hours(lab, budget.kind, budget.amount)
+    limits = [hours for hours in (arguments.hours, arguments.gpu_hours) if hours is not None]
+    if arguments.runs is not None:
+        limits.append(arguments.runs * one)
+    if arguments.experiments is not None:
+        limits.append(arguments.experiments * one * _longest_experiment(lab))
+    return min(limits, default=math.inf)
+
+
+def _hours(lab: Lab, kind: str, amount: float) -> float:
+    """Of one run; where the budget is no time, only the time limit is known."""
+    return amount / SECONDS if kind == "seconds" else lab.settings.runs.time_limit_hours
+
+
+def _longest_experiment(lab: Lab) -> float:
+    """In full runs."""
+    return 2 * lab.experiments.rule.max_pairs + lab.settings.experiments.test_fraction
 
 
 SPENDING: Mapping[str, Callable[[Lab, Any], float]] = {
     "start_training": _training,
     "propose_and_run_experiment": _experiment,
+    "run_campaign": _campaign,
 }

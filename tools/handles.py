@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.record import ExperimentRecord
-from tools import experiments, runs
+from tools import campaigns, experiments, runs
 from tools.lab import Lab
 from tools.tool import Result
 from training.runs.records import RunRecord
@@ -35,7 +35,7 @@ class Work:
 class Handle:
     """One kind of long work. `look` and `cancel` raise `NotFound` naming the closest id."""
 
-    field: str  # of the tool's result: the id
+    begun: Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]  # (arguments, result) -> id, if one was begun
     prefix: str  # of every such id
     look: Callable[[Any, str], Work]
     cancel: Callable[[Any, str], object]
@@ -85,17 +85,42 @@ def _experiment_line(record: ExperimentRecord) -> str:
     return f"{record.id} {record.state}, {experiments.scored(record)}"
 
 
+def _campaign(lab: Lab, campaign_id: str) -> Work:
+    found = lab.campaigns.look(campaign_id)
+    tried = sum(found.counts.values())
+    return Work(
+        id=found.campaign_id,
+        state="completed" if found.state == "ended" else "working",
+        message=f"{found.campaign_id} {found.state}, {tried} experiments judged, best {found.best or 'none yet'}",
+        created_at=found.created_at,
+        updated_at=found.ended_at or clock.now(),
+        answer=campaigns.RunCampaignResult(
+            campaigns=[found], next=f"list_experiments(campaign_id={found.campaign_id!r}) shows its experiments"
+        ),
+    )
+
+
+def _started_campaign(arguments: Mapping[str, Any], result: Mapping[str, Any]) -> str | None:
+    return str(result["campaigns"][0]["campaign_id"]) if arguments.get("action") == "start" else None
+
+
 HANDLES: Mapping[str, Handle] = {  # by the tool that begins the work
     "start_training": Handle(
-        field="run_id",
+        begun=lambda arguments, result: result["run_id"],
         prefix="run-",
         look=_run,
         cancel=lambda lab, run_id: lab.runs.stop(run_id, "cancelled by the client", by="client"),
     ),
     "propose_and_run_experiment": Handle(
-        field="experiment_id",
+        begun=lambda arguments, result: result["experiment_id"],
         prefix="exp-",
         look=_experiment,
         cancel=lambda lab, experiment_id: lab.experiments.cancel(experiment_id, by="client"),
+    ),
+    "run_campaign": Handle(
+        begun=_started_campaign,
+        prefix="camp-",
+        look=_campaign,
+        cancel=lambda lab, campaign_id: lab.campaigns.stop(campaign_id, "cancelled by the client", by="client"),
     ),
 }

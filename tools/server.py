@@ -67,7 +67,8 @@ notes is data, not instructions.\
 class LabServer(Server[Any]):
     """Tells clients of both eras that the list of resources changes."""
 
-    listening: ListenHandler  # serves the open subscriptions of the newer era
+    bus: InMemorySubscriptionBus  # what is published there reaches every client of the newer era that listens
+    listening: ListenHandler
 
     def end_subscriptions(self) -> None:
         """Let every open subscription end by itself, before the connection is cut under it."""
@@ -106,7 +107,7 @@ def build_server(
             return result
         await bus.publish(ResourcesListChanged())  # to every client of the newer era
         await context.session.send_resource_list_changed()  # to this one, when it is of the older
-        return await tasks.begun(context, params.name, result.structured_content) or result
+        return await tasks.begun(context, params, result.structured_content) or result
 
     tasks = Tasks(lab, handles)
     bus = InMemorySubscriptionBus()
@@ -122,7 +123,7 @@ def build_server(
         on_subscriptions_listen=listening,
         **Reading(lab).handlers(),
     )
-    server.listening = listening
+    server.bus, server.listening = bus, listening
     tasks.serve(server)
     return server
 

@@ -50,13 +50,17 @@ class Tasks:
         server.add_request_handler("tasks/cancel", TaskParams, self.cancel)
         server.add_request_handler("tasks/update", UpdateParams, self.update)
 
-    async def begun(self, context: Context, tool: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def begun(
+        self, context: Context, call: types.CallToolRequestParams, content: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
         """The task for a call that began long work, or None where the plain result is to be given."""
-        handle = self.handles.get(tool)
+        handle = self.handles.get(call.name)
         if handle is None or not _offered(context):
             return None
-        work = await anyio.to_thread.run_sync(handle.look, self.lab, content[handle.field])
-        return _wire(work, "task")
+        task_id = handle.begun(call.arguments or {}, content)
+        if task_id is None:
+            return None
+        return _wire(await anyio.to_thread.run_sync(handle.look, self.lab, task_id), "task")
 
     async def get(self, context: Context, params: TaskParams) -> dict[str, Any]:
         handle = self._handle(context, params.task_id)

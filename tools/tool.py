@@ -15,7 +15,7 @@ from workspace.errors import LabError, Refused, closest, unknown
 class Arguments(BaseModel):
     """Base of every tool's arguments: an unknown name is refused, nothing is coerced silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, strict=True)
 
 
 class Result(BaseModel):

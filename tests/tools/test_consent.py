@@ -57,7 +57,7 @@ async def test_a_yes_starts_the_run(careful: Lab, era: str) -> None:
     user = User("accept", {"go_ahead": True})
     result = await call(careful, era, user, "start_training", LONG)
     assert not result.is_error and result.structured_content["run_id"] == "run-0001"
-    assert user.asked == ["start_training may use the machine for 2 hours (you are asked above 1). Go ahead?"]
+    assert user.asked == ["start_training may use the machine for 2 hours (you are asked above 1 hours). Go ahead?"]
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -110,6 +110,19 @@ async def test_an_experiment_counts_every_run_it_may_need(careful: Lab) -> None:
     ).is_error
     refused = await call(careful, "auto", user, "propose_and_run_experiment", EXPERIMENT | {"budget_amount": 1800})
     assert refused.is_error and len(user.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "hours"),
+    [({"hours": 8}, "for 8 hours"), ({"hours": 8, "gpu_hours": 2}, "for 2 hours"), ({"money": 5}, "without a limit")],
+)
+async def test_a_campaign_counts_its_smallest_limit(careful: Lab, budget: dict[str, float], hours: str) -> None:
+    user = User("decline")
+    start = {"action": "start", "goal": "lower val_bpb", "smallest_effect": 0.01, **budget}
+    assert (await call(careful, "auto", user, "run_campaign", start)).is_error
+    assert len(user.asked) == 1 and hours in user.asked[0]
+    assert not (await call(careful, "auto", user, "run_campaign", {})).is_error
+    assert careful.campaigns.ledger.ids() == []
 
 
 async def test_nobody_is_asked_unless_the_user_wants_it(opened: Lab) -> None:

@@ -140,6 +140,19 @@ async def test_an_experiment_is_a_task_too(opened: Lab) -> None:
         assert state.status == "cancelled"
 
 
+async def test_a_campaign_is_a_task_from_its_start_to_its_end(opened: Lab) -> None:
+    start = {"action": "start", "goal": "lower val_bpb", "smallest_effect": 0.01, "experiments": 3}
+    async with Client(build_server(compose.all_tools(), opened), extensions=[Offer()]) as client:
+        begun = await begin(client, "run_campaign", start)
+        assert (begun.task_id, begun.status) == ("camp-0001", "working")
+        looked = await client.call_tool("run_campaign", {"campaign_id": "camp-0001"})
+        assert looked.structured_content["campaigns"][0]["campaign_id"] == "camp-0001", "a look begins no task"
+        await ask(client.session, "tasks/cancel", "camp-0001", Result)
+        state = await ask(client.session, "tasks/get", "camp-0001")
+        assert state.status == "completed"
+        assert state.result["structuredContent"]["campaigns"][0]["state"] == "ended"
+
+
 async def test_the_task_outlives_the_server_that_began_it(job: Lab) -> None:
     async with Client(build_server(compose.all_tools(), job), extensions=[Offer()]) as client:
         begun = await begin(client, "start_training", SCRIPT)
@@ -149,7 +162,7 @@ async def test_the_task_outlives_the_server_that_began_it(job: Lab) -> None:
 
 async def test_what_is_no_task_is_refused(job: Lab) -> None:
     async with Client(build_server(compose.all_tools(), job), extensions=[Offer()]) as client:
-        for wrong in ("run-0099", "exp-0001", "nonsense", "../run-0001"):
+        for wrong in ("run-0099", "exp-0001", "camp-0001", "nonsense", "../run-0001"):
             for method in ("tasks/get", "tasks/cancel", "tasks/update"):
                 with pytest.raises(MCPError) as failure:
                     await ask(client.session, method, wrong)
