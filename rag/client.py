@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rag import protocol, query
-from rag.records import Hit, IndexReport, Listing, MemoryStatus, SearchPage
+from rag.records import Hit, IndexReport, Listing, MemoryStatus, Rankings, SearchPage
 from workspace import interpreter
 from workspace.errors import Refused, Unavailable
 from workspace.layout import Workspace
@@ -239,10 +239,9 @@ class Memory:
         """Read and embed these documents again, or all of them; how many there are. It goes on in the background."""
         return int(self._ask("reindex", {"ids": None if ids is None else list(ids)}))
 
-    def rankings(self, texts: Sequence[str]) -> dict[str, list[list[str]]]:
+    def rankings(self, texts: Sequence[str]) -> Rankings:
         """The documents each way of ranking finds for each text, best first; for evaluation."""
-        found: dict[str, list[list[str]]] = self._ask("rankings", {"texts": list(texts)}, ANSWER_S + len(texts))
-        return found
+        return Rankings.from_json(self._ask("rankings", {"texts": list(texts)}, ANSWER_S + len(texts)))
 
     def status(self) -> MemoryStatus:
         return MemoryStatus.from_json(self._ask("status", {}))

@@ -9,10 +9,11 @@ import json
 import logging
 import os
 import resource
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from rag.index.generation import Generations, owner
 from rag.index.place import Place, place_for
 from rag.index.store import SCHEMA, Narrowing
 from rag.indexer import Indexer
-from rag.query import Query
+from rag.query import LONGEST_QUERY, Query
 from rag.ranking import METHODS, Wording
-from rag.records import IndexReport, Listed, Listing, MemoryStatus, Problem, SearchPage
+from rag.records import IndexReport, Listed, Listing, MemoryStatus, Problem, Rankings, SearchPage
 from rag.search import Stores, search
 from workspace.errors import LabError, NotFound, Unavailable, unknown
 from workspace.layout import Workspace
@@ -156,10 +157,11 @@ class Engine:
 
     def add(self, entry: Entry) -> bool:
         """Take a text in; it is durable when this returns and searchable shortly after. False: nothing changed."""
-        details = {name: value for name, value in entry.details.items() if value}
-        given = [entry.kind, entry.title, entry.source, entry.date, entry.tags, details, entry.body]
-        fingerprint = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-        changed = self.generations.building.catalogue.put(replace(entry, details=details, hash=fingerprint, priority=1))
+        return self.add_all([entry]) > 0
+
+    def add_all(self, entries: Iterable[Entry]) -> int:
+        """Take texts in, all or none; how many changed something."""
+        changed = self.generations.building.catalogue.put_all(map(_fingerprinted, entries))
         if changed:
             self.indexer.wake()
         return changed
@@ -190,21 +192,28 @@ class Engine:
         self.indexer.wake()
         return count
 
-    def rankings(self, texts: Sequence[str]) -> dict[str, list[list[str]]]:
+    def rankings(self, texts: Sequence[str]) -> Rankings:
         """The documents each way of ranking finds for each text, best first, and those a search shows."""
         self._loaded.wait()
         stores = Stores(self.generations)
         embed = self._vector if self._embedder is not None else None
         found: dict[str, list[list[str]]] = {name: [] for name in (*METHODS, SHOWN)}
+        took: dict[str, list[float]] = {name: [] for name in found}
         for text in texts:
-            wording = Wording(text, embed(text) if embed else None)
+            asked = Query(text[:LONGEST_QUERY], limit=RECALL_DEPTH)
+            wording = Wording(asked.text, embed(asked.text) if embed else None)
             for name, method in METHODS.items():
+                started = time.perf_counter()
                 ids = method(wording, stores, Narrowing(), self.floor)
+                took[name].append(time.perf_counter() - started)
                 passages = stores.passages(ids)
                 found[name].append(list(dict.fromkeys(passages[one].document for one in ids if one in passages)))
-            page = search(Query(text, limit=RECALL_DEPTH), self.generations, embed, self.floor, self._reranker)
+            started = time.perf_counter()
+            page = search(asked, self.generations, embed, self.floor, self._reranker)
+            took[SHOWN].append(time.perf_counter() - started)
             found[SHOWN].append(list(dict.fromkeys(name for hit in page.hits for name in (hit.id, *hit.also))))
-        return found
+        medians = {name: round(statistics.median(seconds) * 1000, 2) for name, seconds in took.items() if seconds}
+        return Rankings(found, medians)
 
     def index(self, paths: Sequence[str] | None, wait_s: float) -> IndexReport:
         """Look for changes under `paths` (the papers folder by default) and wait up to `wait_s` for the indexing."""
@@ -285,6 +294,14 @@ class Engine:
         self.generations.close()
         self._open.close()
         return True
+
+
+def _fingerprinted(entry: Entry) -> Entry:
+    """With a hash over everything its passages are made from, and before all files in the order of indexing."""
+    details = {name: value for name, value in entry.details.items() if value}
+    given = [entry.kind, entry.title, entry.source, entry.date, entry.tags, details, entry.body]
+    fingerprint = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return replace(entry, details=details, hash=fingerprint, priority=1)
 
 
 def _memory() -> int | None:

@@ -83,6 +83,14 @@ class Listing(Record):
 
 
 @dataclass(frozen=True)
+class Rankings(Record):
+    """What several ways of ranking found: {method: document ids, best first, one list a query}."""
+
+    documents: dict[str, list[list[str]]]
+    milliseconds: dict[str, float]  # median of a query, its embedding not included
+
+
+@dataclass(frozen=True)
 class Problem(Record):
     """A document that could not be indexed."""
 

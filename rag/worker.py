@@ -42,7 +42,7 @@ class Worker:
             "status": lambda given: engine.status().as_json(),
             "documents": lambda given: engine.documents(**given).as_json(),
             "reindex": lambda given: engine.reindex(given["ids"]),
-            "rankings": lambda given: engine.rankings(given["texts"]),
+            "rankings": lambda given: engine.rankings(given["texts"]).as_json(),
         }
 
     def serve(self, source: IO[bytes]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import anyio.to_thread
 from pydantic import Field
 
+from tools import bounds
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
 
+BESIDE_CHARACTERS = 1_500  # of an answer, kept free for what is not a hit
 Kind = Literal["paper", "note", "session", "experiment", "run"]
 
 
@@ -21,6 +23,8 @@ class RagSearchArguments(Arguments):
     since: str | None = Field(None, max_length=10, description="not older than YYYY, YYYY-MM or YYYY-MM-DD")
     until: str | None = Field(None, max_length=10, description="not newer than")
     tags: list[str] | None = Field(None, max_length=10)
+    where: list[str] | None = Field(None, max_length=8, description='e.g. "campaign=camp-0001", "val_bpb<1.2"')
+    variants: list[str] | None = Field(None, max_length=4, description="the question in other words")
     cursor: str | None = Field(None, max_length=400, description="`next_cursor` of an earlier answer")
 
 
@@ -32,6 +36,7 @@ class HitView(Result):
     source: str = Field(description="file in the workspace, or shelf:name for notes that come with the lab")
     page: int | None = None
     section: str = ""
+    offsets: list[int] = Field([], description="where the passage begins and ends in the file (in the page's text)")
     date: str = ""
     score: float
     why: str = Field(description="words matched, similarity")
@@ -48,24 +53,20 @@ class RagSearchResult(Result):
 
 
 async def rag_search(lab: Lab, arguments: RagSearchArguments, caller: Caller) -> RagSearchResult:
-    page = await anyio.to_thread.run_sync(
-        lambda: lab.memory.search(
-            arguments.query,
-            kinds=arguments.kinds,
-            limit=arguments.limit,
-            since=arguments.since,
-            until=arguments.until,
-            tags=arguments.tags,
-            cursor=arguments.cursor,
-        )
-    )
-    shown = HitView.model_fields.keys()
+    given = arguments.model_dump(exclude={"query"})
+    page = await anyio.to_thread.run_sync(lambda: lab.memory.search(arguments.query, **given))
+    fields = HitView.model_fields.keys()
+    hits = [
+        HitView(**{k: v for k, v in asdict(replace(hit, also=hit.also[:10])).items() if k in fields})
+        for hit in page.hits
+    ]
+    shown = bounds.first(hits, bounds.RESULT_CHARACTERS - BESIDE_CHARACTERS)
     return RagSearchResult(
-        hits=[HitView(**{k: v for k, v in asdict(hit).items() if k in shown}) for hit in page.hits],
+        hits=shown,
         note=page.note or None,
         nearest=page.nearest,
         partial=page.partial or None,
-        next_cursor=page.next_cursor,
+        next_cursor=page.next_cursor if len(shown) == len(hits) else page.hits[len(shown) - 1].cursor,
     )
 
 

@@ -60,10 +60,14 @@ def packaged_folder() -> Path | None:
     return None
 
 
+def user_cache() -> Path:
+    """The user's own folder for what workspaces share."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lab-mcp"
+
+
 def cache_folder(workspace_cache: Path) -> Path:
     """Where built graphs lie: the user's cache, shared by workspaces, else the workspace's own."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    for folder in (Path(base) / "lab-mcp" / "models", workspace_cache / "models"):
+    for folder in (user_cache() / "models", workspace_cache / "models"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:

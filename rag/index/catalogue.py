@@ -94,8 +94,12 @@ class Catalogue:
 
     def put(self, entry: Entry) -> bool:
         """Add or replace a document; it is pending afterwards. False when exactly this is already there."""
+        return self.put_all([entry]) > 0
+
+    def put_all(self, entries: Iterable[Entry]) -> int:
+        """The same for many in one transaction; how many were not there already."""
         with self._database.transaction() as tx:
-            return self._put(tx, entry)
+            return sum(self._put(tx, entry) for entry in entries)
 
     def put_files(self, changes: Iterable[tuple[FileRow, Entry | None]]) -> None:
         """Record files and, where given, put their documents, in one transaction."""
