@@ -165,11 +165,12 @@ def shell_init(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] =
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 2, never a traceback."""
-    from lab_mcp import cli_adopt, cli_campaign, cli_install, cli_memory, cli_models, cli_results, cli_runs
+    from lab_mcp import cli_adopt, cli_campaign, cli_install, cli_memory, cli_models, cli_rag, cli_results, cli_runs
 
     app.command()(cli_install.install)
     cli_runs.register(app)
     cli_memory.register(app)
+    cli_rag.register(app)
     cli_campaign.register(app)
     cli_adopt.register(app)
     cli_results.register(app)

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from lab_mcp import compose, rest
+from lab_mcp import compose, rest, rest_memory, rest_results
 from lab_mcp.connection import FATAL, keep_keeper, read_endpoint
 from lab_mcp.guard import Guard
 from lab_mcp.keeper import ANOTHER_SERVICE, ENDED, REFUSED_TO_START, SERVING, lock, say
@@ -87,6 +87,8 @@ class Service:
             Route("/api/tools/{name}", self._call, methods=["POST"]),
             Route("/api/shutdown", self._shutdown, methods=["POST"]),
             *rest.routes(self.lab),
+            *rest_results.routes(self.lab),
+            *rest_memory.routes(self.lab),
             Mount("/", app=inner),
         ]
         return Guard(_Busy(Starlette(routes=routes, lifespan=lifespan), self), self.token, self.port)
