@@ -120,12 +120,27 @@ class EvaluationConfig(Section):
     )
     quick_bytes: int = Field(20_000, ge=1000, le=10**10, description="validation text of a quick evaluation")
     quick_count: int = Field(4, ge=0, le=1000, description="quick evaluations, spread evenly over the budget")
+    patience: int = Field(
+        0, ge=0, le=1000, description="quick evaluations without a better one after which training ends; 0 = never"
+    )
+    min_delta: float = Field(0.0, ge=0, le=10, description="bits per byte that count as better, for patience")
     sample_tokens: int = Field(96, ge=0, le=100_000, description="length of the sample in the summary; 0 = none")
 
 
 class CheckpointConfig(Section):
     every_seconds: float = Field(300.0, ge=0, le=10**7, description="time between checkpoints; 0 = only at the end")
     keep: int = Field(2, ge=1, le=1000, description="checkpoints kept, newest first")
+
+
+class ParallelConfig(Section):
+    kind: Literal["none", "ddp", "fsdp"] = Field(
+        "none", description="several devices: ddp copies the model to each, fsdp shards it over them"
+    )
+    processes: int = Field(0, ge=0, le=1024, description="one for each device; 0 = as many as the run has devices")
+
+
+class ProfileConfig(Section):
+    steps: int = Field(0, ge=0, le=100, description="steps that torch.profiler records into profile/; 0 = none")
 
 
 class TrainingConfig(Section):
@@ -139,9 +154,14 @@ class TrainingConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    profile: ProfileConfig = ProfileConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights and order of the rows")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number format of the matrix products")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto = where it pays")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="where metrics are mirrored to, beside the run's own files"
+    )
 
 
 # -- reading and changing ---------------------------------------------------------------------------------------------
@@ -236,6 +256,17 @@ def check(config: TrainingConfig, *, source: str = "configuration") -> None:
         refuse(f"data.files is not used by data.corpus = {d.corpus!r}", "data.corpus = 'files', or drop data.files")
     if config.evaluation.quick_bytes > config.evaluation.bytes:
         refuse("evaluation.quick_bytes is above evaluation.bytes", f"at most {config.evaluation.bytes}")
+    if b.tokens % (row_tokens * max(1, config.parallel.processes)):
+        refuse(
+            f"batch.tokens = {b.tokens} cannot be shared by parallel.processes = {config.parallel.processes}",
+            f"batch.tokens = a multiple of {row_tokens * config.parallel.processes}, or fewer batch.rows",
+        )
+    if config.parallel.processes and config.parallel.kind == "none":
+        refuse("parallel.processes is not used by parallel.kind = 'none'", "parallel.kind = 'ddp' or 'fsdp'")
+    if config.evaluation.min_delta and not config.evaluation.patience:
+        refuse("evaluation.min_delta is not used without evaluation.patience", "evaluation.patience = 3")
+    if config.evaluation.patience and not config.evaluation.quick_count:
+        refuse("evaluation.patience counts quick evaluations, and there are none", "evaluation.quick_count = 10")
     if config.schedule.warmup + config.schedule.warmdown > 1:
         refuse("schedule.warmup + schedule.warmdown is above 1", "together they are parts of one budget")
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainingConfig, load_config
+from training.config import EvaluationConfig, TrainingConfig, load_config
 from workspace import durable
 from workspace.errors import LabError
 
@@ -32,6 +32,10 @@ WITHOUT_EFFECT = {
     "evaluation.sample_tokens": "text for people at the end",
     "checkpoint.every_seconds": "what is kept on disk; the clock stands still meanwhile",
     "checkpoint.keep": "what is kept on disk",
+    "parallel.kind": "who computes what; the gradients are averaged over all",
+    "parallel.processes": "who computes what; the gradients are averaged over all",
+    "profile.steps": "a look inside; the mathematics stay",
+    "tracker": "where metrics are shown as well",
 }
 SCHEDULE_POINTS = 10
 STEPS_AT = (0.1, 0.8, 0.9)  # progress the three steps pretend to: before and in the usual warm-down
@@ -93,8 +97,15 @@ def _structure(config: TrainingConfig, model: Any, optimizer: Any, dtype: str) -
         "tokens_per_step": config.batch.tokens,
         "budget": [config.budget.kind, config.budget.amount],
         "evaluated_bytes": config.evaluation.bytes,
+        "early_stopping": _early_stopping(config.evaluation),
         "dtype": dtype,
     }
+
+
+def _early_stopping(evaluation: EvaluationConfig) -> list[float] | None:
+    if not evaluation.patience:
+        return None
+    return [evaluation.patience, evaluation.min_delta, evaluation.quick_count, evaluation.quick_bytes]
 
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from training.report import Reporter, say
 from training.schedule import rates
 from training.score import Evaluation
 from training.snapshot import Writer
+from training.validation import ValidationCurve
 from workspace import clock, durable
 from workspace.errors import Refused
 
@@ -66,6 +67,8 @@ class Trainer:
         self.warm_up_seconds = 0.0
         self.reporter = self._reporter()
         self.writer = Writer(job.folder / CHECKPOINTS, config.checkpoint.keep)
+        self.curve = ValidationCurve()
+        self.stopped_early: str | None = None
         self._quick_done = 0
         self._saved_at = time.monotonic()
 
@@ -93,7 +96,7 @@ class Trainer:
         gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
         self._saved_at = time.monotonic()
         try:
-            while self.clock.progress < 1:
+            while self.clock.progress < 1 and not self.stopped_early:
                 self._one_step()
                 self._between_steps()
         except _Interrupted:
@@ -208,11 +211,19 @@ class Trainer:
         if self._quick_done < count and (self._quick_done + 1) / (count + 1) <= progress < 1:
             result = self._evaluate(self.quick_rows)
             self._quick_done = int(progress * (count + 1))
+            self._judge(result)
             metrics = self.job.folder / METRICS
             report.evaluated(metrics, self.clock.steps, self.clock.seconds, result.as_json(), full=False)
         every = self.config.checkpoint.every_seconds
         if every and time.monotonic() - self._saved_at >= every:
             self.save_checkpoint(wait=False)
+
+    def _judge(self, result: Evaluation) -> None:
+        """Add an evaluation to the curve, and stop early where the recipe asks for it."""
+        self.curve.add(self.clock.steps, result.val_bpb)
+        self.stopped_early = self.curve.stops(self.config.evaluation)
+        if self.stopped_early:
+            say(f"Stopped early: {self.stopped_early}")
 
     @cached_property
     def quick_rows(self) -> Rows:
@@ -253,6 +264,7 @@ class Trainer:
             "step": self.clock.steps,
             "training_seconds": self.clock.seconds,
             "quick_done": self._quick_done,
+            "validation": self.curve.points,
             "smooth_loss": self.smooth_loss,
             "loader": self.loader.state_dict(),
             "data": self.data.fingerprint,
@@ -274,6 +286,8 @@ class Trainer:
         found.load_optimizer(self.optimizer)
         self.loader.load_state_dict(found.state["loader"])
         self.clock.seconds, self.clock.steps = found.state["training_seconds"], found.step
+        self.curve = ValidationCurve([tuple(point) for point in found.state["validation"]])
+        self.stopped_early = self.curve.stops(self.config.evaluation)
         self._quick_done, self.smooth_loss = found.state["quick_done"], found.state["smooth_loss"]
         report.drop_after(self.job.folder / METRICS, found.step)
         say(f"resumed from {found.folder.name} after {self.clock.seconds:.1f} s of training")

@@ -114,6 +114,7 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
     measured = trainer.canary.peak_flops(trainer.dtype_choice.used)
     return {
         "train_loss": trainer.train_loss,
+        "stopped_early": trainer.stopped_early,
         "steps": clock.steps,
         "tokens": clock.tokens,
         "epochs": clock.tokens / trainer.data.meta["tokens"]["train"],

@@ -17,6 +17,8 @@ from workspace.errors import LabError
 
 # a setting's other value, where the rule in `other_value` would not give an allowed or a telling one
 OTHER: dict[str, dict[str, Any]] = {
+    "evaluation.min_delta": {"evaluation.min_delta": 0.1, "evaluation.patience": 2},
+    "parallel.processes": {"parallel.processes": 2, "parallel.kind": "ddp"},
     "model.width": {"model.width": 64},
     "model.head_dim": {"model.head_dim": 8},
     "model.kv_share": {"model.kv_share": 2},

@@ -129,16 +129,21 @@ def test_the_warm_up_teaches_nothing(workspace: Workspace, monkeypatch: pytest.M
     assert same(weights(workspace.run_dir("with")), weights(workspace.run_dir("without")))
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "amount", "stop_after"), [("steps", 6, 1), ("steps", 6, 3), ("tokens", 6 * 256, 3), ("flops", 6.5e8, 3)]
+)
 def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, kind: str, amount: float, stop_after: int
 ) -> None:
+    """Bit by bit, in every unit that does not depend on the clock."""
     from training.trainer import Trainer
 
-    whole = run_folder(workspace, small(), "whole")
+    config = small(budget__kind=kind, budget__amount=amount)
+    whole = run_folder(workspace, config, "whole")
     assert train_here(whole) == 0
+    assert facts(whole)["steps"] > stop_after
 
-    halved = run_folder(workspace, small(), "halved")
+    halved = run_folder(workspace, config, "halved")
     between = Trainer._between_steps
 
     def stop_then(self: Trainer) -> None:
@@ -235,6 +240,16 @@ def test_a_budget_in_seconds_is_kept(workspace: Workspace) -> None:
     longest = max(r["tokens"] / r["step"] / r["tokens_per_s"] for r in metrics(folder) if "loss" in r)
     assert 1.5 <= end["training_seconds"] < 1.5 + 3 * longest + 0.5
     assert end["training_seconds"] == pytest.approx(metrics(folder)[-1]["elapsed_s"], abs=0.01)
+
+
+def test_a_run_stops_early_when_validation_no_longer_falls(workspace: Workspace) -> None:
+    """Nothing falls by 5 bits a byte, so every evaluation but the first is one too many."""
+    changes = {"budget__amount": 100, "evaluation__quick_count": 20, "evaluation__patience": 2}
+    folder = run_folder(workspace, small(evaluation__min_delta=5.0, **changes))
+    assert train_here(folder) == 0
+    end = facts(folder)
+    assert end["steps"] < 20 and "in 2 evaluations" in end["stopped_early"]
+    assert open_checkpoint(folder).step == end["steps"]
 
 
 # -- what can go wrong --
