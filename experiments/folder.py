@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from experiments.record import ExperimentRecord, Score
 from experiments.verdict import Numbers
+from experiments.words import count
 from workspace import durable
 from workspace.ids import number
 from workspace.layout import Workspace
@@ -114,10 +115,10 @@ def report_page(record: ExperimentRecord) -> str:
     lines = [f"# {record.id}: {record.verdict or 'under way'}", "", record.sentence or h.statement, ""]
     lines += [f"**Hypothesis.** {h.statement}", "", f"**Change.** `{h.describe_change()}`", ""]
     if record.numbers:
-        lines += ["## Numbers", "", *numbers_table(h.metric, record.numbers, record.rule.discard_confidence), ""]
+        lines += ["## Numbers", "", *numbers_table(h.metric, record.numbers), ""]
     if record.saving:
         lines += [f"## Saving in {h.cost_metric}, as a fraction of the control's", ""]
-        lines += [*numbers_table(h.cost_metric, record.saving, record.rule.discard_confidence), ""]
+        lines += [*numbers_table(h.cost_metric, record.saving), ""]
     if record.scores:
         lines += ["## Runs", "", *_runs_table(record), ""]
     if record.advice:
@@ -131,17 +132,17 @@ def report_page(record: ExperimentRecord) -> str:
     if record.commit:
         lines.append(f"- commit `{record.commit[:12]}`" + (f" on `{record.ref}`" if record.ref else ""))
     if record.runs:
-        lines.append(f"- {len(record.runs)} runs, {record.seconds:.0f} s: {', '.join(record.runs)}")
+        lines.append(f"- {count(len(record.runs), 'run')}, {record.seconds:.0f} s: {', '.join(record.runs)}")
     return "\n".join(lines) + "\n"
 
 
-def numbers_table(metric: str, n: Numbers, discard_confidence: float) -> list[str]:
+def numbers_table(metric: str, n: Numbers) -> list[str]:
     return [
         f"| {_cell(metric)} | |",
         "|---|---|",
         f"| gain (positive = better) | {n.effect:.6g} |",
-        f"| interval at {n.level:.1%} | {n.low:.6g} to {n.high:.6g} |",
-        f"| upper bound at {discard_confidence:.0%} or more | {n.reach:.6g} |",
+        f"| interval at {100 * n.level:.4g}% | {n.low:.6g} to {n.high:.6g} |",
+        f"| upper bound at {100 * n.reach_level:.3g}%, one-sided | {n.reach:.6g} |",
         f"| standard error | {n.error:.4g} |",
         f"| candidate, mean of {n.n_candidate} | {n.candidate_mean:.6g} |",
         f"| control, mean of {n.n_control} | {n.control_mean:.6g} |",
@@ -152,14 +153,13 @@ def numbers_table(metric: str, n: Numbers, discard_confidence: float) -> list[st
 
 
 def _runs_table(record: ExperimentRecord) -> list[str]:
-    lines = [f"| run | role | seed | {_cell(record.hypothesis.metric)} | |", "|---|---|---|---|---|"]
+    lines = [f"| run | role | seed | {_cell(record.hypothesis.metric)} |", "|---|---|---|---|"]
 
     def order(score: Score) -> tuple[int, str]:
         return score.index, score.role
 
     for score in sorted(record.scores, key=order):
-        origin = f"measured for {score.borrowed_from}" if score.borrowed_from else ""
-        lines.append(f"| {score.run} | {score.role} | {score.seed} | {score.value:.6g} | {origin} |")
+        lines.append(f"| {score.run} | {score.role} | {score.seed} | {score.value:.6g} |")
     return lines
 
 

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.hypothesis import Direction
 from experiments.imported import Imported, Row
+from experiments.words import count
 from workspace.errors import Refused
 
 Call = Literal["beyond noise", "one look only", "within noise", "no gain"]
@@ -148,7 +149,7 @@ def _repeats(rows: Sequence[Row]) -> Noise | None:
     if not df or not squares:
         return None
     runs = sum(map(len, repeated))
-    text = f"from {runs} runs of {_count(len(repeated), 'commit')} that the file holds several times"
+    text = f"from {runs} runs of {count(len(repeated), 'commit')} that the file holds several times"
     return _noise("repeats", math.sqrt(squares / df), float(df), text)
 
 
@@ -163,19 +164,19 @@ def _discards(rows: Sequence[Row]) -> Noise | None:
         if row.status == "discard" and row.score is not None:
             stretches[-1].append(row.score)
     used = [scores for scores in stretches if len(scores) > 1]
-    count = sum(map(len, used))
+    total = sum(map(len, used))
     distances = sorted(abs(a - b) for scores in used for a, b in itertools.combinations(scores, 2))
-    if count < FEWEST_DISCARDS or len(used) == count:
+    if total < FEWEST_DISCARDS or len(used) == total:
         return None
     sd = QN * distances[(len(distances) - 1) // 4]
     if not sd:
         return None
     text = (
-        f"estimated from the spread of {count} discards between keeps. The interval holds if these changes did "
+        f"estimated from the spread of {total} discards between keeps. The interval holds if these changes did "
         "nothing; if some did harm, the noise is smaller than this, and too little is believed rather than too much. "
         "It knows nothing of drift between days or machines"
     )
-    return _noise("discards", sd, max(1.0, math.floor(QN_EFFICIENCY * (count - len(used)))), text)
+    return _noise("discards", sd, max(1.0, math.floor(QN_EFFICIENCY * (total - len(used)))), text)
 
 
 def _noise(source: Source, sd: float, df: float, how: str) -> Noise:
@@ -252,8 +253,7 @@ def _best_gain(rows: Sequence[Row], sign: float) -> float | None:
 
 def _lucky(rows: Sequence[Row], session: int) -> float:
     """Records among n exchangeable scores after the first: 1/2 + 1/3 + ... + 1/n."""
-    count = sum(row.session == session for row in rows)
-    return sum(1 / k for k in range(2, count + 1))
+    return sum(1 / k for k in range(2, sum(row.session == session for row in rows) + 1))
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -261,8 +261,8 @@ def _lucky(rows: Sequence[Row], session: int) -> float:
 
 def _statements(r: Rejudged) -> list[str]:
     said = [
-        f"{_count(r.tried, 'change')} with a score in {_count(r.sessions, 'session')}: {len(r.keeps)} kept by the "
-        f"file's own rule; {_count(r.counts['crash'], 'crash', 'crashes')}.",
+        f"{count(r.tried, 'change')} with a score in {count(r.sessions, 'session')}: {len(r.keeps)} kept by the "
+        f"file's own rule; {count(r.counts['crash'], 'crash', 'crashes')}.",
         f"If none of them did anything, keep-if-{r.direction} would still keep about {r.lucky_keeps:.1f}.",
     ]
     if r.noise is None:
@@ -277,7 +277,7 @@ def _statements(r: Rejudged) -> list[str]:
     assert r.threshold is not None and r.detectable is not None and r.beyond_range is not None
     beyond = r.calls.get("beyond noise", 0)
     line = (
-        f"Of {_count(len(r.keeps), 'keep')}, {beyond} {'is' if beyond == 1 else 'are'} beyond noise at an error budget "
+        f"Of {count(len(r.keeps), 'keep')}, {beyond} {'is' if beyond == 1 else 'are'} beyond noise at an error budget "
         f"of {r.error_budget:.0%} for the whole night: a single run must gain more than {_n(r.threshold)}"
     )
     if r.beyond_range[0] != r.beyond_range[1]:
@@ -285,7 +285,7 @@ def _statements(r: Rejudged) -> list[str]:
     said.append(line + ".")
     lines = ", ".join(str(kept.line) for kept in r.would_keep)
     said.append(
-        f"Kept step by step, each over the last one kept so: {_count(len(r.would_keep), 'row')}"
+        f"Kept step by step, each over the last one kept so: {count(len(r.would_keep), 'row')}"
         + (f" (line {lines}); a row stands for the recipe as it was then, with all that was in it." if lines else ".")
     )
     for call, meaning in (
@@ -293,8 +293,8 @@ def _statements(r: Rejudged) -> list[str]:
         ("within noise", "cannot be told from chance"),
         ("no gain", "scored no better than what they replaced (kept for another reason)"),
     ):
-        if count := r.calls.get(call, 0):
-            said.append(f"{_count(count, 'keep')} {meaning}.")
+        if number := r.calls.get(call, 0):
+            said.append(f"{count(number, 'keep')} {meaning}.")
     said.append(
         f"Within noise does not mean without effect: with one run a change, a true gain must be about "
         f"{_n(r.detectable)} to be found four times out of five."
@@ -310,12 +310,8 @@ def _statements(r: Rejudged) -> list[str]:
         "night would make the noise larger than estimated from neighbours."
     )
     if r.problems:
-        said.append(f"{_count(len(r.problems), 'row')} could not be read in full; see the problems.")
+        said.append(f"{count(len(r.problems), 'row')} could not be read in full; see the problems.")
     return said
-
-
-def _count(number: int, one: str, several: str | None = None) -> str:
-    return f"{number} {one if number == 1 else several or one + 's'}"
 
 
 def _n(value: float) -> str:

@@ -2,21 +2,117 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from experiments.hypothesis import KNOWN_DIRECTIONS
+from lab_mcp import connection
+from lab_mcp.cli import WorkspaceOption
+from lab_mcp.cli_client import conversation
 from lab_mcp.cli_runs import JsonOption
 from lab_mcp.terminal import console
-from workspace.errors import Refused
+from workspace import durable
+from workspace.errors import LabError, Refused
+from workspace.layout import Workspace, discover
+
+Which = Annotated[
+    str, typer.Argument(help="all, a campaign, exp-0003..exp-0010, a day, a session, or FROM..TO of days or sessions")
+]
 
 
 def register(app: typer.Typer) -> None:
     app.command("import-results")(import_results)
+    app.command()(progress)
+    app.command()(report)
+
+
+def progress(
+    of: Which = "all",
+    out: Annotated[Path | None, typer.Option(help="progress.png, .svg or .html (interactive); default a PNG")] = None,
+    metric: Annotated[str | None, typer.Option(help="where experiments were judged by several")] = None,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Draw the score over the experiments: the kept ones, the best so far, the noise."""
+    from experiments.report import figures
+    from experiments.report.progress import Progress
+
+    found = discover(workspace)
+    chosen = f"&metric={quote(metric, safe='')}" if metric else ""
+    shown = Progress.model_validate(_ask(found, "GET", f"/api/progress?of={quote(of, safe='')}{chosen}"))
+    file = out or _folder(found, of) / "progress.png"
+    title = of if of != "all" else found.root.name
+    draw: dict[str, Callable[[Progress, str], bytes | str]] = {
+        ".png": figures.png,
+        ".svg": figures.svg,
+        ".html": figures.page,
+    }
+    if file.suffix.lower() not in draw:
+        raise Refused(f"a figure cannot be written as {file.name!r}", valid="a file ending in .png, .svg or .html")
+    picture = draw[file.suffix.lower()](shown, title)
+    _write(file, picture if isinstance(picture, bytes) else picture.encode("utf-8"))
+    for reason, number in shown.left_out.items():
+        console.print(f"not shown, {reason}: {number}")
+    console.print(_named(file, found), soft_wrap=True)
+
+
+def report(
+    of: Which = "all",
+    out: Annotated[Path | None, typer.Option(help="a folder; default docs/reports/NAME of the workspace")] = None,
+    show: Annotated[bool, typer.Option("--print", help="print it as Markdown and write nothing")] = False,
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Write the methods and results a paper would need: Markdown, and one HTML page that opens without a network."""
+    from experiments.report import figures
+    from experiments.report.blocks import Document, markdown
+    from experiments.report.page import page
+    from experiments.report.progress import Progress
+
+    found = discover(workspace)
+    answer = _ask(found, "GET", f"/api/report?of={quote(of, safe='')}")
+    document = Document.model_validate(answer["document"])
+    if show:
+        print(markdown(document), end="")
+        return
+    folder = out or _folder(found, of)
+    drawn = None if answer["progress"] is None else Progress.model_validate(answer["progress"])
+    if drawn is not None:
+        _write(folder / "progress.png", figures.png(drawn))
+    text = markdown(document, "progress.png" if drawn is not None else None)
+    _write(folder / "report.md", text.encode("utf-8"))
+    _write(folder / "report.html", page(document, figures.svg(drawn) if drawn is not None else "").encode("utf-8"))
+    console.print(_named(folder / "report.md", found), soft_wrap=True)
+    console.print(_named(folder / "report.html", found), soft_wrap=True)
+
+
+def _folder(workspace: Workspace, of: str) -> Path:
+    return workspace.root / "docs" / "reports" / (re.sub(r"[^\w.-]+", "-", of).strip(".-") or "all")
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_bytes(file, content)
+    except OSError as error:
+        raise LabError(
+            f"{file.name} cannot be written ({error.strerror})", fix="give another place with --out"
+        ) from error
+
+
+def _named(file: Path, workspace: Workspace) -> str:
+    inside = file.resolve().is_relative_to(workspace.root)
+    return escape(str(file.resolve().relative_to(workspace.root) if inside else file))
+
+
+def _ask(workspace: Workspace, method: str, path: str, body: Any = None, key: str | None = None) -> Any:
+    headers = {"Lab-Conversation": conversation()} | ({"Lab-Request-Key": key} if key else {})
+    return connection.request(connection.ensure_service(workspace), method, path, body, headers=headers, timeout=300)
 
 
 def import_results(

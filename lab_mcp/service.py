@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import uvicorn
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -28,7 +29,8 @@ from starlette.routing import Mount, Route
 
 from lab_mcp import compose, rest, rest_memory, rest_results
 from lab_mcp.connection import FATAL, keep_keeper, read_endpoint
-from lab_mcp.guard import Guard
+from lab_mcp.doors import Doors
+from lab_mcp.guard import LOOPBACK, Guard
 from lab_mcp.keeper import ANOTHER_SERVICE, ENDED, REFUSED_TO_START, SERVING, lock, say
 from tools.lab import Lab
 from tools.server import CONVERSATION_HEADER, KEY_HEADER, build_server
@@ -54,12 +56,17 @@ log = logging.getLogger("lab_mcp")
 class Service:
     """One served workspace: the lab, its HTTP application, its background work, its end."""
 
-    def __init__(self, lab: Lab, tools: Tools, token: str, port: int, held: int) -> None:
+    def __init__(
+        self, lab: Lab, tools: Tools, token: str, port: int, held: int, beyond: remote.Remote | None = None
+    ) -> None:
         self.lab = lab
         self.tools = tools
         self.token = token
         self.port = port
         self.held = held  # the service's lock
+        self.beyond = beyond  # the address for other machines
+        self.remote_server: uvicorn.Server | None = None
+        self.doors = Doors(f"{port}")
         self.last_used = time.monotonic()
         self.open_requests = 0
         self.server: uvicorn.Server | None = None
@@ -70,8 +77,12 @@ class Service:
         self.failures: dict[object, tuple[str, float]] = {}  # part -> what failed last, when that was logged
 
     def application(self) -> Any:
-        """The ASGI application: /mcp, /api/tools/NAME, /healthz, /api/shutdown, all behind the guard."""
-        inner = self.mcp.streamable_http_app(session_idle_timeout=SESSION_IDLE_S)
+        """The ASGI application: /mcp, /api/..., pages, /healthz, all behind the guard."""
+        inner = self.mcp.streamable_http_app(
+            session_idle_timeout=SESSION_IDLE_S,
+            # Host and Origin are the guard's to check, which knows the names of the remote address, too
+            transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+        )
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -108,6 +119,9 @@ class Service:
         except LabError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
 
+    async def _browser_link(self, request: Request) -> JSONResponse:
+        return JSONResponse({"path": self.doors.link()})
+
     async def _shutdown(self, request: Request) -> JSONResponse:
         self.stop("asked to shut down")
         return JSONResponse({"status": "stopping"})
@@ -128,6 +142,8 @@ class Service:
                 group.start_soon(self._round, work)
             group.start_soon(self._warm_up)
             group.start_soon(self._end_subscriptions)
+            if self.remote_server is not None and self.beyond is not None:
+                group.start_soon(self.remote_server.serve, [self.beyond.listener])
             upkeep: compose.Round = [self._look_after]
             group.start_soon(self._round, upkeep)
 
@@ -137,6 +153,8 @@ class Service:
             await anyio.sleep(TICK_S)
             if self.server is not None and self.server.should_exit:
                 self.mcp.end_subscriptions()
+                if self.remote_server is not None:
+                    self.remote_server.should_exit = True
 
     async def _warm_up(self) -> None:
         """What makes the first search quick, once the first answers of a cold start are out."""
@@ -224,13 +242,14 @@ def serve(workspace: Workspace) -> int:
     }
     try:
         lab = compose.build_lab(workspace, about)
+        beyond = remote.prepare(lab.settings.service, workspace.root)
     except (LabError, OSError) as error:
         print(f"{FATAL}{error}", file=sys.stderr, flush=True)
         return REFUSED_TO_START
     say(held, SERVING)
     previous = read_endpoint(workspace)
     token = previous.token if previous else secrets.token_urlsafe(32)
-    service = Service(lab, compose.all_tools(), token, port, held)
+    service = Service(lab, compose.all_tools(), token, port, held, beyond)
     config = uvicorn.Config(
         service.application(),
         log_config=None,
@@ -255,6 +274,8 @@ def serve(workspace: Workspace) -> int:
             mode=0o600,
         )
         log.info("serving %s on port %d", workspace.root, port)
+        if beyond is not None:
+            log.info("other machines: https port %d as %s", beyond.port, ", ".join(sorted(beyond.names)))
         # uvicorn ends in good order on TERM and then raises it again, which the keeper would take for a crash
         signal.signal(signal.SIGTERM, lambda *_: log.info("ended by SIGTERM"))
         service.server.run(sockets=[listener])
