@@ -1,9 +1,10 @@
 """What runs cost, and what they survive: kill rounds, a queue of 50, long lists, loud jobs, watching.
 
-python benchmarks/runs.py [--write] [--seed N] [--rounds 200] [--only PART ...]
+python benchmarks/runs.py [--write] [--only PART ...] [--rounds 200] [--seed N] [--batches FIRST END]
 
-Parts: kills, queue, list, loud, watch, tail. Each writes its rows into benchmarks/runs.json; --write renders all that is
-there into docs/benchmarks.md. The kill rounds and the queue are those of the slow tests.
+Parts: kills, queue, list, loud, watch, tail. Each writes its rows into benchmarks/runs.json; --write renders all that
+is there into docs/benchmarks.md. The kill rounds and the queue are those of the slow tests. With --batches only those
+batches (of ten rounds) are played, and added to the ones of this seed that were played before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,11 @@ from workspace.layout import Workspace
 from workspace.outbox import Outbox
 from workspace.settings import Settings
 
-RESULTS = Path(__file__).with_name("runs.json")
+RESULTS, KILLS = Path(__file__).with_name("runs.json"), Path(__file__).with_name("kills.json")
 Row = tuple[str, str, str]  # what, measured, asked
 LIST_RUNS, LIST_CALLS = 10_000, 200
-LOUD_BYTES, LOUD_RATE, LOUD_PAIRS = 2_000_000_000, 100_000_000, 3
-LOUD_CAP_GB = 0.5
+LOUD_BYTES, LOUD_RATE, LOUD_PAIRS = 1_000_000_000, 100_000_000, 3
+LOUD_CAP_GB = 0.25
 WATCH_S = 30.0
 LOUD = """
 import sys, time
@@ -80,12 +82,19 @@ def bench_of(folder: Path, **settings: Any) -> Iterator[Bench]:
 
 
 def kills(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Rounds in parts of 50, so that one part's runs do not wait for the whole."""
-    figures = kill_rounds.run(folder, options.rounds, options.seed)
-    killed = figures["processes killed"]
+    """Some batches of the rounds, or all; those played with this seed before count too."""
+    batches = None if options.batches is None else range(*options.batches)
+    played = json.loads(KILLS.read_text()) if batches and KILLS.exists() else []
+    new = kill_rounds.run(folder, options.rounds, options.seed, batches)
+    played = [f for f in played if f["seed"] == options.seed and f["batch"] not in {n["batch"] for n in new}] + new
+    KILLS.write_text(json.dumps(played, indent=1) + "\n")
+    killed: Counter[str] = Counter()
+    for figures in played:
+        killed += Counter(figures["killed"])
     words = ", ".join(f"{count} {name}s" for name, count in sorted(killed.items()))
-    text = f"0 (seed {figures['seed']}; killed: {words}; {figures['seconds']:.0f} s)"
-    return [(f"{figures['rounds']} random kills over {figures['runs']} runs: contradictions of the oracle", text, "0")]
+    rounds, runs, seconds = (sum(f[name] for f in played) for name in ("rounds", "runs", "seconds"))
+    what = f"{rounds} random kills over {runs} runs (seed {options.seed}; {words}): contradictions of the oracle"
+    return [(what, "0", "0"), ("the same, s", f"{seconds:.0f}", "")]
 
 
 def queue(folder: Path, _: argparse.Namespace) -> list[Row]:
@@ -122,45 +131,52 @@ def listing(folder: Path, _: argparse.Namespace) -> list[Row]:
 
 
 def loud(folder: Path, _: argparse.Namespace) -> list[Row]:
-    """The same job alone with its output in a file, and as a run whose log is capped; in pairs, best of each."""
+    """The same job with its output in a file of its own, and as a run whose log is capped: what the writing took."""
     script = folder / "loud.py"
     script.write_text(LOUD)
-    alone, watched = [], []
+    alone, watched, kept = [], [], 0.0
     for number in range(LOUD_PAIRS):
         log = folder / "alone.log"
         with log.open("wb") as file:
-            command = [sys.executable, str(script), str(LOUD_BYTES), "0"]
+            command = [sys.executable, str(script), str(LOUD_BYTES), str(LOUD_RATE)]
             subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=True)
         alone.append(_told(log))
         log.unlink()
         with bench_of(folder, log_gigabytes=LOUD_CAP_GB) as bench:
-            run_id = bench.start(LOUD, str(LOUD_BYTES), "0")
-            assert bench.end(run_id).state == "succeeded"
+            run_id = bench.start(LOUD, str(LOUD_BYTES), str(LOUD_RATE))
+            while not bench.runs.get(run_id).ended:
+                bench.runs.tick()
+                time.sleep(0.5)
+            assert bench.runs.get(run_id).state == "succeeded"
             log = bench.folder(run_id) / "train.log"
             watched.append(_told(log))
             kept = log.stat().st_blocks * 512 / 1e9
             log.unlink()
-        print(f"pair {number}: {alone[-1]:.2f} s alone, {watched[-1]:.2f} s as a run, {kept:.2f} GB kept")
-    paced = []
-    with bench_of(folder, log_gigabytes=LOUD_CAP_GB) as bench:
-        run_id = bench.start(LOUD, str(LOUD_BYTES // 2), str(LOUD_RATE))
-        assert bench.end(run_id).state == "succeeded"
-        paced.append(_told(bench.folder(run_id) / "train.log"))
-    ideal = LOUD_BYTES / 2 / LOUD_RATE
-    slower = 100 * (min(watched) / min(alone) - 1)
-    rate = LOUD_BYTES / min(alone) / 1e6
+        print(
+            f"pair {number}: {alone[-1]} alone, {watched[-1]} as a run (seconds in all, in writes); {kept:.2f} GB kept"
+        )
+    slower = 100 * (
+        statistics.median(total for total, _ in watched) / statistics.median(total for total, _ in alone) - 1
+    )
+    writing = [statistics.median(busy for _, busy in times) for times in (alone, watched)]
+    extra = 100 * (writing[1] - writing[0]) / (LOUD_BYTES / LOUD_RATE)
     return [
-        (f"a job printing as fast as it can ({rate:,.0f} MB/s alone), slowed by", f"{slower:.1f} %", ""),
-        ("a job printing 100 MB/s, slowed by", f"{100 * (paced[0] / ideal - 1):.2f} %", "< 5 %"),
-        (f"its log of {LOUD_BYTES / 1e9:g} GB with a cap of {LOUD_CAP_GB:g} GB takes", f"{kept:.2f} GB", "the end kept"),
+        ("a job printing 100 MB/s takes longer as a run by", f"{slower:.2f} %", "< 5 %"),
+        ("the same: more time inside its writes, of its whole time", f"{extra:.2f} %", "< 5 %"),
+        (
+            f"its log of {LOUD_BYTES / 1e9:g} GB with a cap of {LOUD_CAP_GB:g} GB takes",
+            f"{kept:.2f} GB",
+            "the end kept",
+        ),
     ]
 
 
-def _told(log: Path) -> float:
-    """The seconds the loud job wrote at the end of its log."""
+def _told(log: Path) -> tuple[float, float]:
+    """Seconds in all and inside writes, as the loud job wrote them at the end of its log."""
     with log.open("rb") as file:
         file.seek(-200, os.SEEK_END)
-        return float(file.read().split(b"seconds ")[-1].split()[0])
+        total, busy = file.read().split(b"seconds ")[-1].split()[:2]
+        return float(total), float(busy)
 
 
 def watch(folder: Path, _: argparse.Namespace) -> list[Row]:
@@ -178,19 +194,16 @@ def watch(folder: Path, _: argparse.Namespace) -> list[Row]:
     try:
         service = psutil.Process(connection.ensure_service(workspace).identity.pid)
         time.sleep(8.0)  # the start, and what warms up after it
-        share, sampler = _share(service, by_thread=True), 0.0
-        rows.append(("service at rest, share of a core", f"{share:.2f} %", ""))
+        rows.append(("service at rest, share of a core", f"{_share(service):.2f} %", ""))
         rows.append(("service at rest, resident MB", f"{service.memory_info().rss / 1e6:.0f}", "< 150"))
-        del sampler
     finally:
         end_all(workspace.root)
     rows.append(("sampler (a reading and its row, every 2 s), share of a core", f"{_sampler(folder):.2f} %", "< 0.5 %"))
     return rows
 
 
-def _share(process: psutil.Process, *, by_thread: bool = False) -> float:
+def _share(process: psutil.Process) -> float:
     """CPU time over `WATCH_S`, in percent of a core."""
-    del by_thread
     before = process.cpu_times()
     time.sleep(WATCH_S)
     after = process.cpu_times()
@@ -256,6 +269,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
+    parser.add_argument("--batches", type=int, nargs=2)
     options = parser.parse_args()
     results: dict[str, list[Row]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ supervisor, shim and job, the service and the keeper are killed, or the run is s
 that share a service, so that runs also suffer from what was meant for others. The jobs write down by themselves what
 they did, outside their run folders; from that and from what was killed the oracle says how a run may have ended.
 
-    report = kill_rounds.run(folder, rounds=20, seed=7)     raises AssertionError naming the seed and every violation
+    kill_rounds.run(folder, rounds=20, seed=7)     AssertionError names the seed and everything that may not be
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests_support import TINY, end_all, processes_of
 
 from lab_mcp import connection
@@ -365,43 +366,39 @@ def _commands() -> list[tuple[int, list[str]]]:
     return found
 
 
-def run(folder: Path, rounds: int, seed: int, *, tell: Any = print) -> dict[str, Any]:
-    """Play `rounds` rounds; figures of them. AssertionError when the oracle was contradicted."""
-    chance = random.Random(seed)
-    kills: Counter[str] = Counter()
+def run(folder: Path, rounds: int, seed: int, batches: range | None = None) -> list[dict[str, Any]]:
+    """Play `rounds` rounds (or only some batches of them); figures of each batch.
+
+    AssertionError with everything that contradicts the oracle.
+    """
     trouble: list[str] = []
-    runs = 0
+    figures = []
+    for number in batches or range(-(-rounds // BATCH)):
+        found = play_batch(folder / f"batch-{number}", min(BATCH, rounds - number * BATCH), seed, number)
+        print(*found["trouble"], sep="\n", flush=True)
+        trouble += found.pop("trouble")
+        figures.append(found)
+        print(found, flush=True)
+    assert not trouble, "\n".join(trouble)
+    return figures
+
+
+def play_batch(place: Path, rounds: int, seed: int, number: int) -> dict[str, Any]:
+    """One batch: a workspace and leases of its own; figures, and under `trouble` what may not be."""
+    chance = random.Random(f"{seed}/{number}")
+    place.mkdir()
     began = time.monotonic()
-    before = os.environ.get(FOLDER_VARIABLE)
-    for number in range(-(-rounds // BATCH)):
-        place = folder / f"batch-{number}"
-        place.mkdir()
-        os.environ[FOLDER_VARIABLE] = str(place / "leases")
-        batch = Batch(place, plan(chance, place, min(BATCH, rounds - number * BATCH), number))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(place / "leases"))
+        batch = Batch(place, plan(chance, place, rounds, number))
         try:
             batch.play(chance)
             batch.judge()
             batch.close()
         finally:
             end_all(batch.workspace.root)
-            if before is None:
-                del os.environ[FOLDER_VARIABLE]
-            else:
-                os.environ[FOLDER_VARIABLE] = before
-        kills += batch.kills
-        runs += len(batch.runs)
-        trouble += [f"seed {seed}, batch {number}: {text}" for text in batch.trouble]
-        tell(f"batch {number}: {len(batch.runs)} runs, kills {dict(batch.kills)}, {len(batch.trouble)} violations")
-    assert not trouble, "\n".join(trouble)
     return {
-        "seed": seed, "rounds": rounds, "runs": runs, "processes killed": dict(kills),
+        "seed": seed, "batch": number, "rounds": rounds, "runs": len(batch.runs), "killed": dict(batch.kills),
         "seconds": round(time.monotonic() - began, 1),
+        "trouble": [f"seed {seed}, batch {number}: {text}" for text in batch.trouble],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as place:
-        print(run(Path(place), int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else time.time_ns() % 10**6))
