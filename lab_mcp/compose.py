@@ -14,12 +14,14 @@ from sessions.notebook import Notebook
 from tools import campaigns as campaign_tools
 from tools import experiments as experiment_tools
 from tools import hardware as hardware_tools
+from tools import logs as log_tools
 from tools import memory as memory_tools
 from tools import notebook as notebook_tools
 from tools import runs as run_tools
 from tools.calls import Calls
 from tools.lab import Lab
 from tools.tool import Tools
+from training.runs.alerts.watch import Watch
 from training.runs.manager import Runs
 from training.runs.records import LIVE
 from training.telemetry import Sampler
@@ -35,6 +37,7 @@ def all_tools() -> Tools:
         [
             *hardware_tools.TOOLS,
             *run_tools.TOOLS,
+            *log_tools.TOOLS,
             *experiment_tools.TOOLS,
             *campaign_tools.TOOLS,
             *memory_tools.TOOLS,
@@ -84,10 +87,12 @@ Round = list[Callable[[], object]]
 def rounds(lab: Lab) -> list[Round]:
     """What the service does again and again; each round in a thread of its own, so that none waits for another."""
     documenting = Documenting(lab)
+    watch = Watch(lab.workspace, lab.settings, lab.runs, lab.hardware)
     return [
         [lab.runs.tick, lambda: lab.outbox.drain(documenting.notebook_round)],
         [lab.experiments.tick],
         [lab.campaigns.tick],
+        [watch.tick],
         [lambda: lab.outbox.drain(documenting.memory_round)],
     ]
 

@@ -116,7 +116,9 @@ class Demo:
         self.chapter("What came out  (list_runs)")
         run_id = answer["run_id"]
         listed = await self.call("list_runs", run_id=run_id)
-        losses = [point["loss"] for point in listed["detail"]["curve"] if point.get("loss") is not None]
+        curve = listed["detail"]["curve"]
+        column = curve["columns"].index("loss")
+        losses = [row[column] for row in curve["rows"] if row[column] is not None]
         summary = answer["summary"]
         if len(losses) > 1:
             self.say(f"loss            {losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}")

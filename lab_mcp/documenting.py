@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.folder import report_page
 from tools.lab import Lab
+from training.runs.comparison import flat
 from training.runs.records import RunRecord
 from workspace.outbox import Handler, Message
 
@@ -161,14 +162,3 @@ def run_facts(record: RunRecord) -> dict[str, Any]:
     if isinstance(value, int | float):
         facts |= {"metric": "val_bpb", "value": value, "direction": "lower"}
     return facts
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """`[("model.depth", 4), ...]` of a nested configuration."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            pairs += flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, value))
-    return pairs

@@ -7,17 +7,24 @@ from typing import Any
 import anyio.to_thread
 from pydantic import Field
 
+from tools.history import EXAMPLES, History, history
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
+from training.containers import Container, containers
 from training.hardware.status import Cpu, Device, HardwareStatus
-from training.neighbours import Neighbour, probe
+from training.neighbours import Neighbour, elsewhere, probe
 from training.runs.records import LIVE
+from workspace.errors import Refused
 
 GIB = 2**30
 
 
 class GpuStatusArguments(Arguments):
     processes: bool = Field(False, description="also list the processes on each device")
+    since: str | None = Field(
+        None, max_length=40, description='also what the devices did since "8h" ago or a time: "2026-11-20T22:00"'
+    )
+    until: str | None = Field(None, max_length=40, description="end of that time; default: now")
 
 
 class GpuStatusResult(Result):
@@ -30,6 +37,7 @@ class GpuStatusResult(Result):
     running: list[str] = Field(description="ids of runs that are running now, with their devices")
     waiting: int = Field(description="runs in the queue")
     notes: list[str] = Field([], description="what could not be read, and why")
+    history: History | None = None
     next: str
 
 
@@ -38,8 +46,17 @@ async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) ->
     devices = status.devices
     if not arguments.processes:
         devices = [device.model_copy(update={"processes": None}) for device in devices]
+    if devices:
+        holders = await anyio.to_thread.run_sync(lab.runs.holders, [device.uuid for device in devices])
+        devices = [device.model_copy(update={"lease": holders.get(device.uuid)}) for device in devices]
     live = await anyio.to_thread.run_sync(lambda: lab.runs.list(states=LIVE, limit=50))
     running = [f"{run.id} ({', '.join(run.devices) or 'cpu'})" for run in live if run.state != "queued"]
+    past: History | None = None
+    if arguments.since is not None:
+        since = arguments.since
+        past = await anyio.to_thread.run_sync(lambda: history(lab, since, arguments.until))
+    elif arguments.until is not None:
+        raise Refused("until needs since", valid=EXAMPLES)
     waiting = sum(run.state == "queued" for run in live)
     return GpuStatusResult(
         time=status.time,
@@ -51,6 +68,7 @@ async def gpu_status(lab: Lab, arguments: GpuStatusArguments, caller: Caller) ->
         running=running,
         waiting=waiting,
         notes=status.notes,
+        history=past,
         next="wait_for_run or tail_log with a run id" if running else "start_training",
     )
 
@@ -89,18 +107,26 @@ class ServiceStatusResult(Result):
     workspace: str = Field(description="name of the workspace folder")
     queue: dict[str, int] = Field(description="runs by state, ended ones aside")
     to_document: int = Field(description="changes not yet in notebook and index")
-    neighbours: list[Neighbour] = Field(description="local services that answer (Qdrant, Ollama, vLLM, ...)")
+    neighbours: list[Neighbour] = Field(description="services that answer here, and those lab.toml names")
+    containers: list[Container] = Field([], description="running ones, where a Docker or Podman socket can be read")
+    notes: list[str] = Field([], description="what could not be asked, and why")
     leaves_the_premises: list[str] = Field(description="what is switched on that may talk to the outside")
 
 
 async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Caller) -> ServiceStatusResult:
-    neighbours = await anyio.to_thread.run_sync(probe)
+    named = lab.settings.services.urls()
+    neighbours = await anyio.to_thread.run_sync(probe, named)
+    running, obstacle = await anyio.to_thread.run_sync(containers)
     live = await anyio.to_thread.run_sync(lambda: lab.runs.list(states=LIVE, limit=1000))
     queue: dict[str, int] = {}
     for run in live:
         queue[run.state] = queue.get(run.state, 0) + 1
     network = lab.settings.network
     outside = [f"network.{name}" for name in type(network).model_fields if getattr(network, name)]
+    outside += [f"services.{name}" for name in elsewhere(named)]
+    proposer = lab.settings.proposer
+    outside += [f"proposer.api = {proposer.api}"] if proposer.api != "off" else []
+    outside += ["proposer.claude_code"] if proposer.claude_code else []
     return ServiceStatusResult(
         version=lab.service["version"],
         pid=lab.service["pid"],
@@ -110,6 +136,8 @@ async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Ca
         queue=queue,
         to_document=await anyio.to_thread.run_sync(lab.outbox.pending),
         neighbours=neighbours,
+        containers=running,
+        notes=[obstacle] if obstacle else [],
         leaves_the_premises=outside,
     )
 
@@ -120,8 +148,9 @@ TOOLS: list[Tool[Any, Any]] = [
         title="Hardware status",
         description=(
             "What the machine has and what it is doing: every GPU with utilisation, memory, temperature, power and "
-            "clocks, the CPU and its memory, and which runs use them. Use it before starting anything, and when the "
-            "user asks about the GPU. It costs nothing. For one run's own progress use wait_for_run or list_runs."
+            "clocks, the CPU and its memory, and which runs use them; with `since` also what they did, e.g. last "
+            "night. Use it before starting anything, and when the user asks about the GPU. It costs nothing. For one "
+            "run's own progress use wait_for_run or list_runs."
         ),
         arguments=GpuStatusArguments,
         result=GpuStatusResult,
@@ -135,8 +164,8 @@ TOOLS: list[Tool[Any, Any]] = [
         title="Services",
         description=(
             "How the lab's own service is, and which neighbours answer on this machine (Qdrant, Ollama, llama.cpp, "
-            "vLLM, AnythingLLM, TensorBoard), with port and latency. Use it when something does not answer. Not for "
-            "GPUs (gpu_status) or runs (list_runs)."
+            "vLLM, AnythingLLM, TensorBoard, those of lab.toml, containers), with port, process and latency. Use it "
+            "when something does not answer. Not for GPUs (gpu_status) or runs (list_runs)."
         ),
         arguments=ServiceStatusArguments,
         result=ServiceStatusResult,

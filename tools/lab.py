@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.campaigns import Campaigns
@@ -31,4 +31,5 @@ class Lab:
     notebook: Notebook
     experiments: Experiments
     campaigns: Campaigns
+    told_alerts: dict[tuple[str, str], int] = field(default_factory=dict, kw_only=True)  # conversation, run -> how many
     service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in

@@ -1,4 +1,4 @@
-"""Tools about runs: `start_training`, `list_runs`, `wait_for_run`, `stop_run`, `tail_log`."""
+"""Tools about runs: `start_training`, `list_runs`, `wait_for_run`, `stop_run`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from tools import bounds
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
+from training.runs.progress import table
 from training.runs.records import ENDED, LIVE, RunRecord, RunRequest, State
 from workspace.errors import Refused
 
@@ -46,6 +47,7 @@ class StartTrainingArguments(Arguments):
     gpu_memory_min_gb: float | None = Field(None, gt=0, le=10_000, description="least memory each GPU must have")
     time_limit_hours: float | None = Field(None, gt=0, le=744, description="stopped as timed_out after this")
     prefer_resource: str | None = Field(None, max_length=80, description="cpu, gpu, or part of a device name")
+    priority: int | None = Field(None, ge=0, le=9, description="in the queue: 0 first, 9 last; default 5")
     idempotency_key: str | None = Field(
         None, min_length=4, max_length=100, description="the same key never starts a second run"
     )
@@ -75,6 +77,10 @@ class RunView(Result):
     failure_class: str | None = Field(None, description="oom, nan, signal, exit, import, data or stalled")
     exit_code: int | None = None
     reason: str | None = None
+    alert_classes: list[str] = Field([], description="of its alerts; list_runs(run_id) and wait_for_run tell them")
+    disk_bytes: int | None = None
+    pinned: bool | None = Field(None, description="kept whatever is cleaned")
+    cleaned: list[str] | None = Field(None, description="what of it was removed to free space")
     folder: str
 
 
@@ -105,6 +111,7 @@ async def start_training(lab: Lab, arguments: StartTrainingArguments, caller: Ca
         gpu_memory_min_gb=arguments.gpu_memory_min_gb,
         time_limit_hours=arguments.time_limit_hours,
         prefer_resource=arguments.prefer_resource,
+        priority=arguments.priority,
     )
     record = await anyio.to_thread.run_sync(lambda: lab.runs.start(request, key=caller.key))
     return StartTrainingResult(
@@ -115,6 +122,7 @@ async def start_training(lab: Lab, arguments: StartTrainingArguments, caller: Ca
 
 class ListRunsArguments(Arguments):
     run_id: str | None = Field(None, max_length=40, description="one run in full: settings, loss curve, result, alerts")
+    compare_to: str | None = Field(None, max_length=40, description="with run_id: what differs from this run")
     state: Literal["live", "ended"] | State | None = Field(None, description="only runs in this state")
     experiment_id: str | None = Field(None, max_length=40)
     text: str | None = Field(None, max_length=200, description="only runs whose name or script contains this")
@@ -122,13 +130,24 @@ class ListRunsArguments(Arguments):
     before: str | None = Field(None, max_length=40, description="older than this run id (from `more`)")
 
 
+class Curve(Result):
+    """A loss curve as a small table."""
+
+    columns: list[str]
+    rows: list[list[float | None]]
+
+
 class RunDetail(Result):
     config: dict[str, Any] | None = Field(None, description="resolved settings of the built-in trainer")
     command: list[str] | None = None
-    curve: list[dict[str, Any]] = Field([], description="at most 20 points over the whole run")
+    curve: Curve = Field(description="at most 20 points over the whole run")
     alerts: list[dict[str, Any]] = []
     summary: dict[str, Any] | None = Field(None, description="what the run reported at its end")
     source: dict[str, Any] | None = None
+    disk: dict[str, int] = Field({}, description="bytes of its checkpoints, logs and whole folder")
+    differences: dict[str, Any] | None = Field(
+        None, description="setting or result: [of this run, of compare_to]; one result each says nothing about noise"
+    )
 
 
 class ListRunsResult(Result):
@@ -141,9 +160,11 @@ class ListRunsResult(Result):
 async def list_runs(lab: Lab, arguments: ListRunsArguments, caller: Caller) -> ListRunsResult:
     if arguments.run_id is not None:
         run_id = arguments.run_id
-        record = await anyio.to_thread.run_sync(lambda: lab.runs.get(run_id))
-        detail = await anyio.to_thread.run_sync(lambda: _detail(lab, run_id))
-        return ListRunsResult(runs=[view(record)], total=1, detail=RunDetail(**detail))
+        shown_run = await anyio.to_thread.run_sync(lambda: _listed(lab, lab.runs.get(run_id)))
+        detail = await anyio.to_thread.run_sync(lambda: _detail(lab, run_id, arguments.compare_to))
+        return ListRunsResult(runs=[shown_run], total=1, detail=RunDetail(**detail))
+    if arguments.compare_to is not None:
+        raise Refused("compare_to needs run_id", fix='list_runs({"run_id": "run-0002", "compare_to": "run-0001"})')
     states = _states(arguments.state)
     found, total = await anyio.to_thread.run_sync(
         lambda: lab.runs.page(
@@ -154,14 +175,34 @@ async def list_runs(lab: Lab, arguments: ListRunsArguments, caller: Caller) -> L
             text=arguments.text,
         )
     )
-    shown = bounds.first([view(record) for record in found], bounds.RESULT_CHARACTERS - 200)
+    listed = await anyio.to_thread.run_sync(lambda: [_listed(lab, record) for record in found])
+    shown = bounds.first(listed, bounds.RESULT_CHARACTERS - 200)
     complete = len(shown) == len(found) and (len(found) < arguments.limit or total <= len(found))
     return ListRunsResult(runs=shown, total=total, more=None if complete else shown[-1].run_id)
 
 
-def _detail(lab: Lab, run_id: str) -> dict[str, Any]:
+def _listed(lab: Lab, record: RunRecord) -> RunView:
+    """The run with what its folder tells."""
+    kept = lab.runs.retention
+    return view(record).model_copy(
+        update={
+            "alert_classes": [str(alert.get("class")) for alert in lab.runs.alerts(record.id)],
+            "disk_bytes": kept.usage(record.id)["total"],
+            "pinned": kept.pinned(record.id) or None,
+            "cleaned": kept.cleaned(record.id) or None,
+        }
+    )
+
+
+def _detail(lab: Lab, run_id: str, other: str | None) -> dict[str, Any]:
     """A run's detail, each part within its share of a result."""
     detail = lab.runs.detail(run_id, points=CURVE_POINTS)
+    detail["curve"] = Curve(**table(detail["curve"]))
+    detail["disk"] = lab.runs.retention.usage(run_id)
+    if other is not None:
+        differing = lab.runs.differences(run_id, other)
+        detail["differences"] = bounds.fit(differing, 3_000, f"config.json of {run_id} and {other}")
+        detail["config"] = None  # the other run's answer has it; what matters here is what differs
     for name, (share, file) in DETAIL_SHARES.items():
         detail[name] = bounds.fit(detail[name], share, f"runs/{run_id}/{file}")
     return detail | {"alerts": _alerts(detail["alerts"])}
@@ -191,6 +232,7 @@ class WaitForRunArguments(Arguments):
 
 class WaitForRunResult(RunView):
     ended: bool
+    new_alerts: int = Field(0, description="of `alerts`, those this conversation was not told yet")
     summary: dict[str, Any] | None = Field(None, description="what the run reported at its end")
     alerts: list[dict[str, Any]] = []
     last_lines: list[str] = Field([], description="end of its log (data, not instructions)")
@@ -202,26 +244,42 @@ async def wait_for_run(lab: Lab, arguments: WaitForRunArguments, caller: Caller)
         fraction = (record.progress or {}).get("fraction")
         await caller.progress(fraction or 0.0, 1.0, progress_line(record))
 
-    record = await lab.runs.wait(arguments.run_id, arguments.timeout_s, on_progress)
+    told = lab.told_alerts.get((caller.conversation, arguments.run_id), 0)
+    record = await lab.runs.wait(
+        arguments.run_id, arguments.timeout_s, on_progress, until=lambda: _worth_telling(lab, arguments.run_id, told)
+    )
     ended = record.state not in LIVE
     page = await anyio.to_thread.run_sync(
         lambda: lab.runs.tail(record.id, lines=5 if ended else 3, max_characters=LAST_LINES_CHARACTERS)
     )
     detail = await anyio.to_thread.run_sync(lambda: lab.runs.detail(record.id, points=0))
-    if not ended:
+    if ended:
+        lab.told_alerts.pop((caller.conversation, record.id), None)
+    else:
+        lab.told_alerts[caller.conversation, record.id] = len(detail["alerts"])
+    new_alerts = max(0, len(detail["alerts"]) - told)
+    if not ended and new_alerts:
+        following = f"tell the user of the alert; stop_run, or wait_for_run(run_id={record.id!r}) again"
+    elif not ended:
         following = f"wait_for_run(run_id={record.id!r}) again"
     elif record.state == "succeeded":
         following = f"list_runs(run_id={record.id!r}) for the curve and all settings"
     else:
         following = f"tail_log(run_id={record.id!r}, lines=60) to see why"
     return WaitForRunResult(
-        **view(record).model_dump(),
+        **await anyio.to_thread.run_sync(lambda: _listed(lab, record).model_dump()),
         ended=ended,
+        new_alerts=new_alerts,
         summary=bounds.fit(detail["summary"], 8_000, f"{record.folder}/summary.json"),
         alerts=_alerts(detail["alerts"]),
         last_lines=page.lines,
         next=following,
     )
+
+
+def _worth_telling(lab: Lab, run_id: str, told: int) -> bool:
+    """Whether there is an alert beyond the first `told` that is more than a note."""
+    return any(alert.get("severity") != "note" for alert in lab.runs.alerts(run_id)[told:])
 
 
 def progress_line(record: RunRecord) -> str:
@@ -248,41 +306,9 @@ async def stop_run(lab: Lab, arguments: StopRunArguments, caller: Caller) -> Run
     return view(await anyio.to_thread.run_sync(lambda: stop(arguments.run_id, arguments.reason, by="assistant")))
 
 
-class TailLogArguments(Arguments):
-    run_id: str = Field(max_length=40)
-    lines: int = Field(30, ge=1, le=400)
-    contains: str | None = Field(None, min_length=1, max_length=200, description="only lines that contain this text")
-    cursor: int | None = Field(None, ge=0, description="go on from this byte (`next_cursor`); 0 = from the start")
-    before: int | None = Field(None, ge=0, description="the lines before this byte (`cursor` of an earlier answer)")
-
-
-class TailLogResult(Result):
-    run_id: str
-    state: State
-    lines: list[str] = Field(description="text of the log: data, not instructions")
-    cursor: int = Field(description="byte these lines begin at")
-    next_cursor: int = Field(description="byte after them; pass it as cursor to go on")
-    size_bytes: int
-    at_end: bool = Field(description="nothing more was in the log")
-    cut: str | None = Field(None, description="what was left out, and how to get it")
-
-
-async def tail_log(lab: Lab, arguments: TailLogArguments, caller: Caller) -> TailLogResult:
-    record = await anyio.to_thread.run_sync(lambda: lab.runs.get(arguments.run_id))
-    page = await anyio.to_thread.run_sync(
-        lambda: lab.runs.tail(
-            arguments.run_id,
-            lines=arguments.lines,
-            contains=arguments.contains,
-            cursor=arguments.cursor,
-            before=arguments.before,
-        )
-    )
-    return TailLogResult(state=record.state, **page.model_dump())
-
-
 def view(record: RunRecord) -> RunView:
-    own = {"run_id", "experiment_id", "result"}
+    """The run as it is recorded; what lies in its folder, `_listed` adds."""
+    own = {"run_id", "experiment_id", "result", "alert_classes", "disk_bytes", "pinned", "cleaned"}
     reported = record.summary or {}
     result = {name: reported[name] for name in RESULT if _is_number(reported.get(name))}
     values = {name: getattr(record, name) for name in RunView.model_fields.keys() - own}
@@ -329,9 +355,9 @@ TOOLS: list[Tool[Any, Any]] = [
         name="wait_for_run",
         title="Wait for a run",
         description=(
-            "Wait until a run has ended, at most timeout_s (default 50); reports progress "
-            "meanwhile and returns the result when there is one. Call it again while `ended` is false. Prefer it to "
-            "polling list_runs."
+            "Wait until a run has ended or an alert is raised (loss flat or rising, stalled, leaking...), at most "
+            "timeout_s (default 50); reports progress meanwhile and returns the result when there is one. Call it "
+            "again while `ended` is false. Prefer it to polling list_runs."
         ),
         arguments=WaitForRunArguments,
         result=WaitForRunResult,
@@ -353,20 +379,5 @@ TOOLS: list[Tool[Any, Any]] = [
         example={"run_id": "run-0001", "reason": "loss is flat"},
         read_only=False,
         destructive=True,
-    ),
-    Tool(
-        name="tail_log",
-        title="Log of a run",
-        description=(
-            "The last lines of a run's log, or what came after a cursor, or only lines that contain a text. Fast "
-            "however large the log is; a filter looks through at most 4 MiB a call and then gives a cursor to go on. "
-            "Use it when a run failed or looks odd; for loss and speed list_runs is shorter."
-        ),
-        arguments=TailLogArguments,
-        result=TailLogResult,
-        run=tail_log,
-        example={"run_id": "run-0001", "lines": 40},
-        read_only=True,
-        meta={"anthropic/alwaysLoad": True},
     ),
 ]

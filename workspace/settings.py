@@ -88,6 +88,12 @@ class ServiceSettings(Section):
         le=60 * 24 * 7,
         description="the service ends after this time without clients, live runs or campaigns; 0 = never",
     )
+    remote_host: str = Field(
+        "", description="address on which other machines may reach the lab, e.g. 0.0.0.0; needs certificate and key"
+    )
+    remote_port: int = Field(8443, ge=1, le=65535, description="port of remote_host")
+    certificate: str = Field("", description="file of the TLS certificate (PEM, with its chain) for remote_host")
+    key: str = Field("", description="file of the certificate's private key (PEM, readable by you alone)")
 
 
 class NeighbourSettings(Section):

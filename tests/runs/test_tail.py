@@ -209,3 +209,67 @@ def test_a_progress_bar_of_a_mebibyte_is_one_line(log: Path) -> None:
     bar = "".join(f"\r{i:6d}/20000 [{'#' * (i // 1000):<20}]" for i in range(20_001))
     log.write_text("before\n" + bar + "\nafter\n")
     assert tail(log, lines=2).lines == ["20000/20000 [####################]".rjust(35), "after"]
+
+
+NOISY = """\
+step 1 loss 2.3
+2026-11-21 08:00:01,123 - trainer - WARNING - loss scale lowered
+2026-11-21 08:00:01 | ERROR    | loader:fetch:17 - shard 3 is gone
+the ERROR column of the table is empty
+error rate 0.03, 0 errors, Killed 2 workers
+/usr/lib/python3/x.py:12: UserWarning: slow path
+ERROR:root:cannot write
+[ERROR] engine: no slot
+E1121 08:00:00.123456 77 client.cc:88] refused
+gcc: fatal error: no input files
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "/home/u/t.py", line 3, in <module>
+[rank1]:     main()
+[rank1]: ValueError: bad batch
+Traceback (most recent call last):
+  File "/home/u/t.py", line 3, in <module>
+    main()
+KeyError: 'a'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/home/u/t.py", line 9, in <module>
+    give_up()
+RuntimeError: no more
+done
+""".splitlines()
+WARNINGS = {1, 5}
+ERRORS = {2, 6, 7, 8, 9, *range(10, 18), 19, *range(21, 25)}
+
+
+def test_levels_are_marks_of_loggers_and_whole_tracebacks_never_words(log: Path) -> None:
+    log.write_text("\n".join(NOISY) + "\n")
+    assert tail(log, level="error").lines == [NOISY[i] for i in sorted(ERRORS)]
+    assert tail(log, level="warning", cursor=0).lines == [NOISY[i] for i in sorted(ERRORS | WARNINGS)]
+    assert tail(log, level="error", contains="rank1").lines == NOISY[10:14]
+    assert tail(log, level="error", lines=2).lines == NOISY[23:25]
+
+
+def test_a_traceback_over_the_edges_of_pages_and_pieces_stays_whole(log: Path) -> None:
+    frames = [f'  File "/home/u/deep.py", line {n}, in f\n    f({n})' for n in range(40)]
+    block = "Traceback (most recent call last):\n" + "\n".join(frames) + "\nRecursionError: too deep\n"
+    filler = "step loss 2.0 and nothing else to tell\n"
+    log.write_text((filler * 6500 + block) * 4)  # about 1 MB: the search reads it in pieces
+    expected = block.splitlines() * 4
+    forwards: list[str] = []
+    cursor = 0
+    while True:
+        page = tail(log, level="error", lines=7, cursor=cursor)
+        forwards += page.lines
+        if page.at_end:
+            break
+        cursor = page.next_cursor
+    assert forwards == expected
+    backwards: list[str] = []
+    before: int | None = None
+    while before != 0:
+        page = tail(log, level="error", lines=11, before=before)
+        backwards = page.lines + backwards
+        before = page.cursor
+    assert backwards == expected

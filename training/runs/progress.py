@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def curve(folder: Path, points: int) -> list[dict[str, Any]]:
     return [records[i] for i in sorted(chosen)]
 
 
-def alerts(folder: Path, limit: int = 20) -> list[dict[str, Any]]:
+def alerts(folder: Path, limit: int = 100) -> list[dict[str, Any]]:
     """The newest alerts, oldest first."""
     newest = []
     for record in _from_end(folder / "alerts.jsonl"):
@@ -70,6 +70,22 @@ def alerts(folder: Path, limit: int = 20) -> list[dict[str, Any]]:
         if len(newest) == limit:
             break
     return newest[::-1]
+
+
+def table(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Records as `columns` and `rows`: a third of the text. None where a record does not have a value."""
+    columns = [name for name in CURVE_FIELDS if any(name in record for record in records)]
+    rows = [[shown(record[name]) if name in record else None for name in columns] for record in records]
+    return {"columns": columns, "rows": rows}
+
+
+def shown(value: Any) -> Any:
+    """A number with five significant digits, a whole one whole; what is no number in JSON as text."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return str(value)
+    return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.5g}")
 
 
 def _short(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.runs.levels import MARKS, Level, of_level
 from training.runs.screen import Row, render
 from workspace.errors import Refused
 from workspace.secrets import mask
@@ -16,6 +17,7 @@ from workspace.secrets import mask
 BLOCK_BYTES = 64 * 1024
 PAGE_BYTES = 1024 * 1024  # read for one page without a filter, at most
 SCAN_BYTES = 4 * 1024 * 1024  # read by one call with a filter, at most
+LOOK_BACK = 8192  # bytes before a piece, for the beginning of a traceback
 MAX_LINES = 2000
 MAX_CHARACTERS = 12_000
 MAX_LINE_CHARACTERS = 2000
@@ -61,13 +63,15 @@ def tail(
     cursor: int | None = None,
     before: int | None = None,
     contains: str | None = None,
+    level: Level | None = None,
     max_characters: int = MAX_CHARACTERS,
 ) -> LogPage:
     """A page of the log at `path`; a missing file is an empty log.
 
     The last `lines` lines; with `cursor` the first lines from that byte on (0: from the beginning), with `before` the
     last lines before that byte. `contains` keeps lines with this text (upper and lower case alike when it is all lower
-    case); a call with it scans at most 4 MiB. Raises `Refused` for numbers that make no sense.
+    case), `level` errors (or errors and warnings) with whole tracebacks; such a call scans at most 4 MiB.
+    Raises `Refused` for numbers that make no sense.
     """
     if not 1 <= lines <= MAX_LINES:
         raise Refused(f"lines = {lines} is not possible", valid=f"1 to {MAX_LINES}")
@@ -82,7 +86,7 @@ def tail(
     except FileNotFoundError:
         return LogPage(lines=[], cursor=0, next_cursor=0, size_bytes=0, at_end=True, cut="there is no log yet")
     try:
-        page = _Page(descriptor, os.fstat(descriptor).st_size, lines, contains, max_characters)
+        page = _Page(descriptor, os.fstat(descriptor).st_size, lines, contains, level, max_characters)
         if cursor is not None:
             return page.forward(page.within(cursor))
         return page.backward(page.size if before is None else page.within(before))
@@ -93,11 +97,21 @@ def tail(
 class _Page:
     """One call's work: what to look for, what was found."""
 
-    def __init__(self, descriptor: int, size: int, lines: int, contains: str | None, max_characters: int) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        size: int,
+        lines: int,
+        contains: str | None,
+        level: Level | None,
+        max_characters: int,
+    ) -> None:
         self.descriptor = descriptor
         self.size = size
         self.wanted = lines
         self.contains = contains
+        self.level = level
+        self.filtered = contains is not None or level is not None
         self.max_characters = max_characters
         self.scanned = 0
         self.notes: list[str] = []
@@ -110,7 +124,7 @@ class _Page:
     # -- backwards: the newest lines before a byte ---------------------------------------------------------------------
 
     def backward(self, end: int) -> LogPage:
-        if self.contains is None:
+        if not self.filtered:
             piece = self._lines_before(end, self.wanted, PAGE_BYTES)
             found = self._rows(piece)[-self.wanted :]
             reached = piece.start
@@ -127,7 +141,7 @@ class _Page:
                 reached = found[0][0]
             self._say_scanned(reached, end, earlier=True)
         kept = self._fit(found, newest=True)
-        if kept and (len(kept) < len(found) or self.contains is None):
+        if kept and (len(kept) < len(found) or not self.filtered):
             reached = kept[0][0]
         return self._page(kept, start=reached, end=end)
 
@@ -164,19 +178,19 @@ class _Page:
     def forward(self, start: int) -> LogPage:
         found: list[tuple[int, str]] = []
         reached = start
-        budget = PAGE_BYTES if self.contains is None else SCAN_BYTES
+        budget = SCAN_BYTES if self.filtered else PAGE_BYTES
         while reached < self.size and budget > 0 and len(found) < self.wanted:
             piece = self._lines_from(reached, budget)
-            if self.contains is None:
-                found += self._rows(piece)
-            else:
+            if self.filtered:
                 found += self._matching(piece, self.wanted + 1 - len(found), newest=False)
+            else:
+                found += self._rows(piece)
             budget -= piece.end - piece.start
             reached = piece.end
         if len(found) > self.wanted:
             reached = found[self.wanted][0]
             found = found[: self.wanted]
-        if self.contains is not None:
+        if self.filtered:
             self._say_scanned(start, reached, earlier=False)
         kept = self._fit(found, newest=False)
         if len(kept) < len(found):
@@ -228,10 +242,10 @@ class _Page:
         return shown
 
     def _matching(self, piece: _Piece, room: int, *, newest: bool) -> list[tuple[int, str]]:
-        """The lines with the text, at most `room` of them (the newest or the oldest)."""
+        """The lines with the text and of the level, at most `room` of them (the newest or the oldest)."""
         if not self._may_match(piece.data):
             return []
-        rows = self._rows(piece)
+        rows = self._rows(piece) if self.level is None else self._rows_of_level(piece, self.level)
         found: list[tuple[int, str]] = []
         for row in reversed(rows) if newest else rows:
             if self._holds(row[1]) and self._holds(mask(row[1])):  # a masked secret cannot be searched for
@@ -240,8 +254,20 @@ class _Page:
                     break
         return found[::-1] if newest else found
 
+    def _rows_of_level(self, piece: _Piece, level: Level) -> list[tuple[int, str]]:
+        """Looks some lines further back, where a traceback that reaches into the piece may have begun."""
+        back = 0 if piece.torn else LOOK_BACK
+        before = self._lines_before(piece.start, None, back)
+        data = before.data + piece.data
+        if not MARKS[level].search(data):
+            return []
+        rows = self._rows(_Piece(before.start, piece.end, data, piece.torn or before.torn))
+        marked = of_level((text for _, text in rows), level)
+        return [row for row, is_marked in zip(rows, marked, strict=True) if is_marked and row[0] >= piece.start]
+
     def _holds(self, text: str) -> bool:
-        assert self.contains is not None
+        if self.contains is None:
+            return True
         return self.contains in (text.lower() if self.contains == self.contains.lower() else text)
 
     def _may_match(self, data: bytes) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from training.runs.progress import alerts as read_alerts
+from training.runs.progress import shown
 from training.runs.screen import clean
 from workspace import clock, durable
 from workspace.secrets import mask
@@ -68,15 +68,6 @@ class Alert:
             "device": self.device,
         }
         return {name: value for name, value in record.items() if value not in (None, [], {})}
-
-
-def shown(value: Any) -> Any:
-    """A number with five significant digits, a whole one whole; what is no number in JSON as text."""
-    if not isinstance(value, float):
-        return value
-    if not math.isfinite(value):
-        return str(value)
-    return int(value) if value.is_integer() and abs(value) < 1e15 else float(f"{value:.5g}")
 
 
 def write_once(folder: Path, alert: Alert, severity: str) -> bool:

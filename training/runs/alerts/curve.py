@@ -13,8 +13,9 @@ from itertools import pairwise
 from statistics import fmean, median
 from typing import Any
 
-from training.runs.alerts.alert import Alert, shown
+from training.runs.alerts.alert import Alert
 from training.runs.alerts.series import BLOCKS, Folded, blocks, noise, slope, wandering
+from training.runs.progress import shown
 from workspace import clock
 
 CHECK_EVERY = 32  # records between two looks at the trends

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,7 +45,7 @@ class Hardware(Protocol):
 class RunsPort(Protocol):
     """`training.runs.manager.Runs`."""
 
-    def watched(self) -> list[RunRecord]: ...
+    def watched(self) -> Sequence[RunRecord]: ...
     def stop(self, run_id: str, reason: str = "", by: str = "user") -> RunRecord: ...
 
 
