@@ -1,46 +1,52 @@
-"""Controls of the same session: runs of the parent that were made lately on this machine need not be made again."""
+"""The session of an experiment: runs made lately, on this machine, measured alike; and was the machine slowed?"""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from experiments.ledger import Ledger
-from experiments.record import ExperimentRecord, Score
-from experiments.verdict import seed_of
+from experiments.record import ExperimentRecord
+from experiments.session_noise import Measured, SessionNoise, session_noise
 from workspace.clock import stamp
 
-# Scores drift between days far more than they scatter within one (throttling, other load, updates): controls older
-# than this are measured anew.
+# Scores drift between days far more than they scatter within one (throttling, other load, updates): older runs say
+# nothing about now.
 SESSION_HOURS = 6
+SLOWED = 0.10  # a canary this much under the session's median: the machine was slowed
+CANARIES = 3  # earlier ones, before a machine is called slowed
 
 
-def _since() -> str:
-    return stamp(datetime.now(UTC) - timedelta(hours=SESSION_HOURS))
+def noise_of_session(ledger: Ledger, record: ExperimentRecord, machine: str) -> SessionNoise:
+    """What the session knows before the experiment's own runs. Controls of the very same recipe give the level; how
+    runs scatter is learnt from every parent's.
 
-
-def borrowed_controls(ledger: Ledger, record: ExperimentRecord, machine: str) -> list[Score]:
-    """Controls of the very same recipe, budget, machine and session, the newest of each seed.
-
-    Only controls: a kept candidate's own scores were selected for being good and would make the next parent look
-    better than it is.
+    Never a candidate's score for the level: those of a kept one were selected for being good and would make the next
+    parent look better than it is.
     """
-    assert record.control is not None and record.yardstick is not None and record.parent is not None
-    hypothesis, rule, generation = record.hypothesis, record.rule, record.parent.generation
-    needed = {hypothesis.metric} | ({hypothesis.cost_metric} if hypothesis.kind == "non_inferiority" else set())
-    found: dict[int, Score] = {}
-    for recipe, experiment, score in ledger.controls(record.yardstick, machine, _since(), record.id):
-        fits = score.index < rule.max_pairs and score.seed == seed_of(rule, generation, score.index)
-        if recipe == record.control.digest and fits and needed <= score.values.keys():
-            update = {"borrowed_from": experiment, "value": score.values[hypothesis.metric]}
-            found[score.index] = score.model_copy(update=update)
-    return [found[index] for index in sorted(found)]
-
-
-def noise_history(ledger: Ledger, record: ExperimentRecord, machine: str) -> list[list[float]]:
-    """Groups of controls of other parents measured alike in this session: they sharpen the size of the noise."""
     assert record.control is not None and record.yardstick is not None
-    groups: dict[str, list[float]] = {}
-    for recipe, _, score in ledger.controls(record.yardstick, machine, _since(), record.id):
-        if recipe != record.control.digest and record.hypothesis.metric in score.values:
-            groups.setdefault(recipe, []).append(score.values[record.hypothesis.metric])
-    return [group for group in groups.values() if len(group) >= 2]
+    metric = record.hypothesis.metric
+    since = stamp(datetime.now(UTC) - timedelta(hours=SESSION_HOURS))
+    runs = [
+        Measured(recipe, experiment, score.role, score.index, score.seed, score.values[metric])
+        for recipe, experiment, score in ledger.session(record.yardstick, machine, since, record.id)
+        if metric in score.values
+    ]
+    return session_noise(runs, record.control.digest, record.rule)
+
+
+def slowed(canary: Mapping[str, float], earlier: Sequence[Mapping[str, float]]) -> str | None:
+    """In words, how a run's canary fell behind the session's; None when it did not, or nothing is known.
+
+    A canary maps what was measured to a speed (larger is faster). What the run did not measure, or fewer than
+    `CANARIES` earlier runs did, is not judged.
+    """
+    for name in sorted(canary):
+        known = [speeds[name] for speeds in earlier if name in speeds]
+        if len(known) < CANARIES:
+            continue
+        usual = statistics.median(known)
+        if usual > 0 and canary[name] < (1 - SLOWED) * usual:
+            return f"{name} {canary[name]:.4g} against {usual:.4g} in the session, {1 - canary[name] / usual:.0%} less"
+    return None

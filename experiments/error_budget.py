@@ -26,6 +26,7 @@ from dataclasses import dataclass
 # of the proposals without effect, the share that gets past the first look at most (measured: `lab-mcp simulate`)
 PASSES = 0.3
 FIRST_BLOCK = 0.9  # of the total, for the planned proposals; each block of as many after that halves the rest
+SMALLEST = 1e-12  # what is given where nothing is left: no keep is possible
 LONE_PLANNED = 80  # experiments outside a campaign: as many a week before it gets harder
 
 
@@ -49,8 +50,8 @@ class ErrorBudget:
     def allot(self, spent: Sequence[float]) -> float:
         """The alpha of the next experiment, given what `charge` said of each earlier one (zeros may be left out).
 
-        0 < alpha; together with all that was spent it never exceeds `total`, whatever the caller charged before, as
-        long as he charged no more than he was given.
+        Together with all that was spent it never exceeds `total`, whatever was charged before, as long as that was no
+        more than was given.
         """
         charged = [alpha for alpha in spent if alpha > 0]
         size = max(1, math.ceil((LONE_PLANNED if self.planned is None else self.planned) * PASSES))
@@ -58,7 +59,7 @@ class ErrorBudget:
         share = FIRST_BLOCK if block == 0 else (1 - FIRST_BLOCK) / 2**block
         left = self.total - math.fsum(charged)
         # a campaign whose budget came from elsewhere (an import, an older rule) may have less left than the series has
-        return max(min(self.total * share / size, left / 2), 0.0)
+        return max(min(self.total * share / size, left / 2), SMALLEST)
 
 
 def charge(alpha: float, *, ended: bool, confirmed: bool, kept: bool) -> float:

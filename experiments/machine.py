@@ -16,24 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from experiments import folder, gate
-from experiments.controls import borrowed_controls, noise_history
+from experiments.controls import noise_of_session
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.ports import NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal, configuration, trailers
 from experiments.record import Arm, Best, ExperimentRecord, Score, Step, VerdictName
 from experiments.results import Results
-from experiments.verdict import SEEDS, Role, Verdict, judge, ready_for_look, seed_of, wanted
+from experiments.rule import TEST_SEED, Role, seed_of, stage, wanted
+from experiments.session_noise import SessionNoise
+from experiments.verdict import Runs, judge
 from training.config import TrainingConfig
 from training.runs.records import LIVE, Purpose, RunRecord, RunRequest
 from workspace import clock
 from workspace.errors import LabError
+from workspace.ids import number
 from workspace.layout import Workspace
 from workspace.outbox import Outbox
 
 ATTEMPTS = 3  # of a run that was lost or preempted, through no fault of the recipe
 LONGEST_TEST_S = 3600.0
-TEST_SEED = SEEDS[-1]
 
 
 @dataclass
@@ -131,15 +133,15 @@ class Machine:
 
     def _measuring(self, record: ExperimentRecord) -> ExperimentRecord:
         if not _done(record, "controls"):
-            found = borrowed_controls(self.ledger, record, self.machine())
-            record = self.ledger.add_scores(record, found) if found else record
-            return self._step(record, "controls", {"borrowed": [score.run for score in found]})
-        control, candidate = list(record.scored("control")), list(record.scored("candidate"))
-        look = f"look {len(candidate)}"
-        if ready_for_look(record.rule, control, candidate) and not _done(record, look):
-            return self._look(record, look)
+            found = noise_of_session(self.ledger, record, self.machine())
+            return self._step(record, "controls", {"session": found.model_dump(mode="json")})
+        noise = _session(record)
+        progress = record.rule, noise.missing(record.rule), record.scored("control"), record.scored("candidate")
+        look = f"look {stage(*progress)}"
+        if stage(*progress) and not _done(record, look):
+            return self._look(record, look, noise)
         scores: list[Score] = []
-        for role, index in wanted(record.rule, control, candidate):
+        for role, index in wanted(*progress):
             arm = record.control if role == "control" else record.candidate
             run = self._start(record, f"{role}/{index + 1}", role, arm, _seeded(_seed(record, index)))
             if run.ended:
@@ -175,22 +177,18 @@ class Machine:
             at=run.ended_at or clock.now(),
         )
 
-    def _look(self, record: ExperimentRecord, name: str) -> ExperimentRecord:
-        """One look at the scores. The controls of a look are fixed by the number of candidates, so that a kill or a
-        control that comes early never makes a second look at the same candidates."""
-        candidate = record.scored("candidate")
-        count = max(len(candidate), record.rule.min_controls)
-        control = {i: s for i, s in record.scored("control").items() if i < count or s.borrowed_from}
-        cost = record.hypothesis.cost_metric
-        verdict: Verdict = judge(
-            record.hypothesis,
-            [score.value for score in control.values()],
-            [score.value for score in candidate.values()],
-            record.rule,
-            history=noise_history(self.ledger, record, self.machine()),
-            control_cost=[score.values.get(cost, 0.0) for score in control.values()],
-            candidate_cost=[score.values.get(cost, 0.0) for score in candidate.values()],
-        )
+    def _look(self, record: ExperimentRecord, name: str, noise: SessionNoise) -> ExperimentRecord:
+        """One look at the scores. What it may use is fixed by the stage and by what the session was when the
+        experiment began, so that a kill, or another experiment, never makes it another look."""
+        control, candidate = record.scored("control"), record.scored("candidate")
+        runs = Runs({i: s.value for i, s in control.items()}, {i: s.value for i, s in candidate.items()})
+        if record.hypothesis.kind == "non_inferiority":
+            cost = record.hypothesis.cost_metric
+            runs = runs._replace(
+                control_cost={i: s.values[cost] for i, s in control.items()},
+                candidate_cost={i: s.values[cost] for i, s in candidate.items()},
+            )
+        verdict = judge(record.hypothesis, record.rule, noise, runs)
         data = verdict.model_dump(mode="json")
         if not verdict.final:
             return self._step(record, name, data, numbers=verdict.numbers, saving=verdict.saving)
@@ -355,8 +353,12 @@ def device_seconds(runs: Iterable[RunRecord]) -> float:
 
 
 def _seed(record: ExperimentRecord, index: int) -> int:
-    assert record.parent is not None
-    return seed_of(record.rule, record.parent.generation, index)
+    return seed_of(number(record.id, "exp") or 0, index)
+
+
+def _session(record: ExperimentRecord) -> SessionNoise:
+    """As it was when the experiment began to measure."""
+    return SessionNoise.model_validate(next(s for s in record.steps if s.name == "controls").data["session"])
 
 
 def _seeded(seed: int) -> Callable[[Arm], TrainingConfig]:

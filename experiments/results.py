@@ -41,7 +41,7 @@ def _peak(record: ExperimentRecord) -> float:
 
 def _val_bpb(record: ExperimentRecord) -> float:
     """Mean of the candidate's runs; 0 without a score, as autoresearch writes it."""
-    scores = [s.values["val_bpb"] for s in record.scores if s.role == "candidate" and "val_bpb" in s.values]
+    scores = [s.values["val_bpb"] for s in record.decisive() if "val_bpb" in s.values]
     return sum(scores) / len(scores) if scores else 0.0
 
 

@@ -1,76 +1,43 @@
 """The verdict: is the candidate better than its control by more than chance would give? Pure functions, no I/O.
 
-The gain is candidate against control, oriented so that positive is better. Its noise is the spread of replicates
-(same configuration, next seed of `SEEDS`), pooled over the control, the candidate and earlier groups of controls
-measured alike; the interval is Student's t with the pooled degrees of freedom. Where the candidate itself scatters
-more than the controls, Welch's larger standard error is taken (Welch 1947, Biometrika 34:28). A seed moves control
-and candidate alike (measured on a small model over eight pairs: correlation 0.96), so from PAIRED_FROM pairs on the
-differences of equal seeds are looked at too; the two intervals share the error between them, so the narrower of them
-may be read (Bonferroni again).
+A gain is candidate against control, oriented so that positive is better.
 
-The pairs are looked at one after another, so the error is divided among the looks (Bonferroni's union bound, the
-simplest alpha spending; Lan & DeMets 1983, Biometrika 70:659, spend less conservatively): with confidence 95 %, five
-looks at which a keep is possible read 99 % intervals each, and the chance that a change without effect is kept
-stays under (1 - confidence) / 2 over all of them, if noise is normal and of one size.
+The first look compares the candidate's first run with the level of the session's controls. It only asks whether the
+candidate may be worth its runs, that is, whether a gain worth finding cannot yet be ruled out; worth finding is what
+the hypothesis calls its smallest effect, and at least `resolution` standard deviations of a run. It spends no error.
 
-    keep          lower bound > 0  and  estimate >= smallest effect
-    discard       the upper bound at `discard_confidence` (one-sided) < smallest effect
-    inconclusive  neither, after the last pair
+Then pairs of fresh runs are made side by side, and the mean of their differences is judged by Student's t. The
+variance of a difference is estimated from this experiment's pairs and those of the session before it, which count for
+at most `PRIOR_FREEDOM` degrees of freedom (a moderated t; Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3). Where this
+candidate's own pairs scatter `OWN_SCATTER` times as much as that, they are judged by their own variance with their
+own degrees of freedom. The seed of both runs of a pair is the same, so what it does to both cancels.
 
-Giving up on a change costs less than believing a false one, so a discard asks for less evidence than a keep; it
-is possible after the first candidate run, a keep only after `min_candidates`.
+    keep          lower bound > 0  and  estimate >= smallest effect, after `min_pairs` or more
+    discard       the upper bound (one-sided, at the confidence of that look) < smallest effect
+    inconclusive  a gain worth finding is ruled out, one of the smallest effect is not; or neither after the last pair
+
+All looks at which a keep is possible together keep a change without effect with probability at most the rule's
+`alpha`, a share of the campaign's error budget. Giving up costs less than believing a false gain, so it asks for less.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from experiments.hypothesis import Hypothesis
+from experiments.rule import Rule, stage
+from experiments.session_noise import SessionNoise, mean, squared_deviations
 
 Decision = Literal["keep", "discard", "inconclusive"]
-Role = Literal["control", "candidate"]
-Method = Literal["pooled", "welch", "paired", "exact"]
+Method = Literal["screen", "pairs", "exact"]
 
-SEEDS = tuple(1009 + 7919 * i for i in range(24))
-PAIRED_FROM = 3  # pairs; with two, a t interval has one degree of freedom
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How much evidence a verdict needs; fixed before an experiment starts."""
-
-    confidence: float = 0.95  # two-sided, over all looks together
-    discard_confidence: float = 0.90  # one-sided, at each look
-    min_controls: int = 3
-    min_candidates: int = 2
-    max_pairs: int = 6
-    paired: bool = True  # look at the differences of equal seeds as well
-
-    def __post_init__(self) -> None:
-        assert 2 <= self.min_controls <= self.max_pairs <= len(SEEDS)
-        assert 1 <= self.min_candidates <= self.max_pairs
-
-    @property
-    def look_level(self) -> float:
-        """Two-sided confidence of the interval at one look."""
-        looks = self.max_pairs - self.min_candidates + 1
-        return 1 - (1 - self.confidence) / looks
-
-
-def seed_of(rule: Rule, generation: int, index: int) -> int:
-    """The seed of replicate `index`, of control and of candidate alike.
-
-    Every generation of kept recipes has seeds of its own, as far as the list goes: with its own old ones a run that
-    repeats to the bit would give the parent the very scores again for which it was chosen.
-    """
-    blocks = max(1, (len(SEEDS) - 1) // rule.max_pairs)  # the last seed is the test runs'
-    return SEEDS[generation % blocks * rule.max_pairs + index]
+PRIOR_FREEDOM = 24.0
+OWN_SCATTER = 2.0
 
 
 class Numbers(BaseModel):
@@ -83,7 +50,8 @@ class Numbers(BaseModel):
     high: float
     level: float
     error: float  # standard error of the effect
-    reach: float  # one-sided upper bound at the rule's discard confidence
+    reach: float  # one-sided upper bound at `reach_level`
+    reach_level: float
     noise_sd: float  # standard deviation of one run
     df: float
     p: float  # one-sided, for "no better than the control", not corrected for looks
@@ -91,163 +59,171 @@ class Numbers(BaseModel):
     n_candidate: int
     control_mean: float
     candidate_mean: float
-    method: Method
+    method: Method  # screen: one run against the level of the controls; pairs: fresh pairs; exact: nothing varies
 
 
 class Verdict(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     decision: Decision
-    final: bool  # False: inconclusive so far, another pair may decide
+    final: bool  # False: inconclusive so far, the next stage may decide
     sentence: str
     numbers: Numbers | None = None
     saving: Numbers | None = None  # non-inferiority: the cost, as a fraction of the control's
 
 
-def judge(
-    hypothesis: Hypothesis,
-    control: Sequence[float],
-    candidate: Sequence[float],
-    rule: Rule,
-    *,
-    history: Sequence[Sequence[float]] = (),
-    control_cost: Sequence[float] = (),
-    candidate_cost: Sequence[float] = (),
-) -> Verdict:
-    """The verdict on the scores so far; replicate i of either arm has seed i.
+class Runs(NamedTuple):
+    """What an experiment has measured: score by replicate, of each arm. Costs only for non-inferiority."""
 
-    `history`: groups of earlier controls measured alike, for the size of the noise only.
-    `*_cost`: per replicate, for non-inferiority. Raises ValueError for fewer than 2 controls or no candidate.
+    control: Mapping[int, float]
+    candidate: Mapping[int, float]
+    control_cost: Mapping[int, float] = {}
+    candidate_cost: Mapping[int, float] = {}
+
+
+def judge(hypothesis: Hypothesis, rule: Rule, noise: SessionNoise, runs: Runs) -> Verdict:
+    """The verdict on the runs so far. `noise`: what the session knew before the experiment's own runs.
+
+    Raises ValueError when there is nothing to compare, or a score is not finite.
     """
-    numbers = compare(control, candidate, hypothesis.direction == "higher", rule, history)
-    last = len(candidate) >= rule.max_pairs and len(control) >= rule.max_pairs
+    if not all(math.isfinite(score) for arm in runs for score in arm.values()):
+        raise ValueError("scores must be finite")
+    done = stage(rule, noise.missing(rule), runs.control, runs.candidate)
+    if not done:
+        raise ValueError("the runs of the first look are not all there")
+    sign = 1.0 if hypothesis.direction == "higher" else -1.0
+    first = noise.with_controls([runs.control[index] for index in range(noise.missing(rule))])
+    pairs = _pairs(rule, runs.control, runs.candidate, done - 2)
+    numbers = _compare_pairs(rule, first, sign, pairs) if pairs else _compare_first(rule, first, sign, runs)
+    last = len(pairs) >= rule.max_pairs
     if hypothesis.kind == "non_inferiority":
-        return _non_inferior(hypothesis, numbers, control_cost, candidate_cost, rule, last)
-    if numbers.method == "exact" and hypothesis.kind != "cost":
-        return Verdict(
-            decision="inconclusive",
-            final=len(candidate) >= rule.min_candidates,
-            numbers=numbers,
-            sentence=f"Undecided: {hypothesis.metric} does not vary between seeds, so its noise cannot be measured.",
-        )
-    decision: Decision = "inconclusive"
-    if numbers.low > 0 and numbers.effect >= hypothesis.smallest_effect and len(candidate) >= rule.min_candidates:
-        decision = "keep"
-    elif numbers.reach < hypothesis.smallest_effect:
-        decision = "discard"
-    return Verdict(
-        decision=decision,
-        final=decision != "inconclusive" or last,
-        numbers=numbers,
-        sentence=_sentence(hypothesis, numbers, decision, rule, last),
+        return _non_inferior(hypothesis, rule, numbers, _pairs(rule, *runs[2:], done - 2), last)
+    if numbers.method == "exact":
+        return _exact(hypothesis, rule, numbers, len(pairs))
+    worth = max(hypothesis.smallest_effect, rule.resolution * numbers.noise_sd)
+    enough = len(pairs) >= rule.min_pairs
+    if enough and numbers.low > 0 and numbers.effect >= hypothesis.smallest_effect:
+        return _final("keep", hypothesis, rule, numbers)
+    if numbers.reach < hypothesis.smallest_effect:
+        return _final("discard", hypothesis, rule, numbers)
+    if last or numbers.reach < worth:
+        return _final("inconclusive", hypothesis, rule, numbers, None if last else worth)
+    return _open(hypothesis, numbers)
+
+
+def _pairs(
+    rule: Rule, control: Mapping[int, float], candidate: Mapping[int, float], count: int
+) -> list[tuple[float, float]]:
+    """(control, candidate) of the first `count` pairs of fresh runs."""
+    indices = range(rule.min_controls, rule.min_controls + max(0, count))
+    return [(control[index], candidate[index]) for index in indices if index in control and index in candidate]
+
+
+def _compare_first(rule: Rule, noise: SessionNoise, sign: float, runs: Runs) -> Numbers:
+    """One run against the level of the controls, the one beside it included where it has been made."""
+    here = noise.position + 1
+    beside = runs.control.get(rule.min_controls)
+    if beside is not None:
+        noise = noise.model_copy(update={"controls": (*noise.controls, (here + 1, beside))})
+    level, spread, _ = noise.level(here)
+    variance = noise.run_variance
+    return _numbers(
+        rule,
+        sign * (runs.candidate[0] - level),
+        variance * (1 + spread),
+        noise.run_freedom or 1.0,
+        math.sqrt(noise.pair_variance / 2),
+        (len(noise.controls), 1, level, runs.candidate[0]),
+        "screen" if variance else "exact",
     )
 
 
-def wanted(rule: Rule, controls: Sequence[int], candidates: Sequence[int]) -> list[tuple[Role, int]]:
-    """The runs to make before the next look, in the order in which to start them: A B A A, then B, ..., B A.
-
-    `controls` and `candidates` are the replicate numbers (0, 1, ...) that have a score.
-    """
-    pairs = 1 if not candidates else len(candidates) + (0 if _round_open(rule, controls, candidates) else 1)
-    pairs = min(pairs, rule.max_pairs)
-    runs: list[tuple[Role, int]] = []
-    for index in range(max(pairs, rule.min_controls)):
-        if index not in controls:
-            runs.append(("control", index))
-        if index < pairs and index not in candidates:
-            runs.append(("candidate", index))
-    return runs
-
-
-def ready_for_look(rule: Rule, controls: Sequence[int], candidates: Sequence[int]) -> bool:
-    """Is there a candidate, and every control that belongs to the candidates there are?"""
-    return bool(candidates) and not _round_open(rule, controls, candidates)
-
-
-def _round_open(rule: Rule, controls: Sequence[int], candidates: Sequence[int]) -> bool:
-    needed = range(max(len(candidates), rule.min_controls))
-    return any(index not in controls for index in needed)
+def _compare_pairs(rule: Rule, noise: SessionNoise, sign: float, pairs: Sequence[tuple[float, float]]) -> Numbers:
+    gains = [sign * (b - a) for a, b in pairs]
+    count, own = len(gains), squared_deviations(gains)
+    prior = noise.pair_variance
+    weight = min(PRIOR_FREEDOM, noise.pair_knowledge) if prior else 0.0
+    freedom = weight + count - 1
+    variance = (weight * prior + own) / freedom if freedom else 0.0
+    usual = math.sqrt(variance / 2)
+    if count > 1 and own / (count - 1) > OWN_SCATTER * prior:
+        variance, freedom = own / (count - 1), count - 1.0
+    return _numbers(
+        rule,
+        mean(gains),
+        variance / count,
+        freedom or 1.0,
+        usual,
+        (count, count, mean([a for a, _ in pairs]), mean([b for _, b in pairs])),
+        "pairs" if variance else "exact",
+    )
 
 
-def compare(
-    control: Sequence[float],
-    candidate: Sequence[float],
-    higher_is_better: bool,
+def _numbers(
     rule: Rule,
-    history: Sequence[Sequence[float]] = (),
+    effect: float,
+    variance: float,
+    df: float,
+    noise_sd: float,
+    counts_and_means: tuple[int, int, float, float],
+    method: Method,
 ) -> Numbers:
-    """The gain of candidate over control with its interval."""
-    if len(control) < 2 or not candidate:
-        raise ValueError("a comparison needs at least two controls and one candidate")
-    if not all(math.isfinite(score) for score in (*control, *candidate)):
-        raise ValueError("scores must be finite")
-    sign = 1.0 if higher_is_better else -1.0
-    both = rule.paired and min(len(control), len(candidate)) >= PAIRED_FROM
-    level = 1 - (1 - rule.look_level) / (2 if both else 1)
-    reach_level = 1 - (1 - rule.discard_confidence) / (2 if both else 1)
-    groups = [group for group in (control, candidate, *history) if group]
-    df = float(sum(len(group) - 1 for group in groups))
-    sd = math.sqrt(sum(_squares(group) for group in groups) / df)
-
-    def numbers(effect: float, error: float, df: float, method: Method) -> Numbers:
-        half = _quantile(df, (1 + level) / 2) * error
-        return Numbers(
-            effect=effect,
-            low=effect - half,
-            high=effect + half,
-            level=level,
-            error=error,
-            reach=effect + _quantile(df, reach_level) * error,
-            noise_sd=sd,
-            df=df,
-            p=_tail(df, effect / error) if error else float(effect <= 0),
-            n_control=len(control),
-            n_candidate=len(candidate),
-            control_mean=_mean(control),
-            candidate_mean=_mean(candidate),
-            method=method,
-        )
-
-    error, method = _standard_error(control, candidate, sd)
-    pooled = numbers(sign * (_mean(candidate) - _mean(control)), error, df, method)
-    if not both or method == "exact":
-        return pooled
-    gains = [sign * (b - a) for a, b in zip(control, candidate, strict=False)]
-    error = math.sqrt(_squares(gains) / (len(gains) - 1) / len(gains))
-    if error == 0 and gains[0] != 0:
-        return pooled  # equal to the last digit: an artefact of the metric, not a certainty
-    paired = numbers(_mean(gains), error, len(gains) - 1.0, "paired")
-    return min(pooled, paired, key=lambda found: found.high - found.low)
+    """`variance`: of the effect."""
+    error = math.sqrt(variance)
+    half = _quantile(df, 1 - rule.look_alpha) * error
+    reach_level = rule.first_confidence if method == "screen" else rule.discard_confidence
+    n_control, n_candidate, control_mean, candidate_mean = counts_and_means
+    return Numbers(
+        effect=effect,
+        low=effect - half,
+        high=effect + half,
+        level=rule.level,
+        error=error,
+        reach=effect + _quantile(df, reach_level) * error,
+        reach_level=reach_level,
+        noise_sd=noise_sd,
+        df=df,
+        p=_tail(df, effect / error) if error else float(effect <= 0),
+        n_control=n_control,
+        n_candidate=n_candidate,
+        control_mean=control_mean,
+        candidate_mean=candidate_mean,
+        method=method,
+    )
 
 
-def _standard_error(control: Sequence[float], candidate: Sequence[float], sd: float) -> tuple[float, Method]:
-    """Of the difference of means; 0 where nothing varies: parameters, memory, or a metric no seed reaches."""
-    a, b = len(control), len(candidate)
-    if sd == 0:
-        return 0.0, "exact"
-    pooled = sd * math.sqrt(1 / a + 1 / b)
-    if b >= 2:
-        welch = math.sqrt(sd**2 / a + _squares(candidate) / (b - 1) / b)
-        if welch > pooled:
-            return welch, "welch"
-    return pooled, "pooled"
+def _exact(hypothesis: Hypothesis, rule: Rule, numbers: Numbers, pairs: int) -> Verdict:
+    """No score varies between seeds: parameters, memory, or a metric that no seed reaches."""
+    if numbers.effect < hypothesis.smallest_effect:
+        return _final("discard", hypothesis, rule, numbers)
+    if pairs < 2:  # one more seed may vary after all
+        return _open(hypothesis, numbers)
+    if hypothesis.kind == "cost":
+        return _final("keep", hypothesis, rule, numbers)
+    return Verdict(
+        decision="inconclusive",
+        final=True,
+        numbers=numbers,
+        sentence=f"Undecided: {hypothesis.metric} does not vary between seeds, so its noise cannot be measured.",
+    )
 
 
 def _non_inferior(
-    hypothesis: Hypothesis,
-    numbers: Numbers,
-    control_cost: Sequence[float],
-    candidate_cost: Sequence[float],
-    rule: Rule,
-    last: bool,
+    hypothesis: Hypothesis, rule: Rule, numbers: Numbers, costs: Sequence[tuple[float, float]], last: bool
 ) -> Verdict:
     """Keep: not worse than the margin, and the cost falls by at least `smallest_saving` of the control's."""
     margin, metric, cost = hypothesis.smallest_effect, hypothesis.metric, hypothesis.cost_metric
-    if len(control_cost) < 2 or not candidate_cost or _mean(control_cost) <= 0:
-        raise ValueError(f"no {cost} was measured")
-    scale = _mean(control_cost)
-    saving = compare([c / scale for c in control_cost], [c / scale for c in candidate_cost], False, rule)
-    enough = numbers.n_candidate >= rule.min_candidates
+    if numbers.reach < -margin:
+        text = f"Discarded: {metric} is worse by {_n(-numbers.effect)}, beyond the margin of {_n(margin)}."
+        return Verdict(decision="discard", final=True, sentence=text, numbers=numbers)
+    scale = mean([a for a, _ in costs]) if costs else 1.0
+    if scale <= 0:
+        text = f"Discarded: {cost} is {_n(scale)} without the change, so nothing of it can be saved."
+        return Verdict(decision="discard", final=True, sentence=text, numbers=numbers)
+    if len(costs) < 2:  # a single difference of costs says nothing of its noise
+        return _open(hypothesis, numbers)
+    saving = _compare_pairs(rule, SessionNoise(), -1.0, [(a / scale, b / scale) for a, b in costs])
+    enough = numbers.n_candidate >= rule.min_pairs
     decision: Decision = "inconclusive"
     if enough and numbers.low > -margin and saving.low > 0 and saving.effect >= hypothesis.smallest_saving:
         decision = "keep"
@@ -255,9 +231,6 @@ def _non_inferior(
             f"Kept: {metric} is at most {_n(max(0.0, -numbers.low))} worse (margin {_n(margin)}) "
             f"and {cost} falls by {saving.effect:.1%}."
         )
-    elif numbers.reach < -margin:
-        decision = "discard"
-        text = f"Discarded: {metric} is worse by {_n(-numbers.effect)}, beyond the margin of {_n(margin)}."
     elif saving.reach < hypothesis.smallest_saving:
         decision = "discard"
         text = (
@@ -274,51 +247,67 @@ def _non_inferior(
     )
 
 
-def _sentence(hypothesis: Hypothesis, n: Numbers, decision: Decision, rule: Rule, last: bool) -> str:
+def _open(hypothesis: Hypothesis, numbers: Numbers) -> Verdict:
+    sentence = f"Undecided so far: {_found(hypothesis, numbers)}."
+    return Verdict(decision="inconclusive", final=False, numbers=numbers, sentence=sentence)
+
+
+def _final(
+    decision: Decision, hypothesis: Hypothesis, rule: Rule, n: Numbers, given_up: float | None = None
+) -> Verdict:
+    """`given_up`: the gain that was ruled out, where it is more than the smallest effect asked for."""
+    wish = _n(hypothesis.smallest_effect)
+    confidence = f"{100 * n.reach_level:.3g}% confidence"
+    if decision == "keep":
+        text = f"Kept: {_found(hypothesis, n)}; noise of one run {_n(n.noise_sd)}, {wish} was asked for."
+    elif decision == "discard" and n.high < 0:
+        text = f"Discarded: {_found(hypothesis, n)}, clearly the wrong way."
+    elif decision == "discard":
+        bound = f"at most {_n(n.reach)}, {confidence}"
+        text = f"Discarded: {_found(hypothesis, n)}; a gain of {wish} is ruled out ({bound})."
+    elif given_up is not None:
+        text = (
+            f"Undecided: {_found(hypothesis, n)}; a gain of {_n(given_up)}, {rule.resolution:g} times the noise of one "
+            f"run, is ruled out ({confidence}), one of {wish} is not: about {pairs_needed(n, hypothesis, rule)} pairs "
+            "would be needed."
+        )
+    else:
+        text = (
+            f"Undecided: {_found(hypothesis, n)}; noise of one run is {_n(n.noise_sd)}, {wish} was asked for; "
+            f"about {pairs_needed(n, hypothesis, rule)} pairs would be needed."
+        )
+    return Verdict(decision=decision, final=True, sentence=text, numbers=n)
+
+
+def _found(hypothesis: Hypothesis, n: Numbers) -> str:
+    """`val_bpb is lower by 0.05 (gain between 0.04 and 0.06 at 99.9%; 3 pairs of runs)`."""
     better = hypothesis.direction
     worse = "higher" if better == "lower" else "lower"
     moved = f"{hypothesis.metric} is {better if n.effect >= 0 else worse} by {_n(abs(n.effect))}"
-    interval = f"gain between {_n(n.low)} and {_n(n.high)} at {n.level:.1%}"
-    runs = f"{n.n_candidate} against {n.n_control} control run{'s' if n.n_control != 1 else ''}"
-    wish = _n(hypothesis.smallest_effect)
-    if decision == "keep":
-        return f"Kept: {moved} ({interval}; {runs}); noise of one run {_n(n.noise_sd)}, {wish} was asked for."
-    if decision == "discard":
-        if n.high < 0:
-            return f"Discarded: {moved} ({interval}; {runs}), clearly the wrong way."
-        return (
-            f"Discarded: {moved}; a gain of {wish} is ruled out "
-            f"(at most {_n(n.reach)} with {rule.discard_confidence:.0%} confidence; {runs})."
-        )
-    ending = f"noise of one run is {_n(n.noise_sd)}, {wish} was asked for"
-    if last:
-        ending += f"; about {pairs_needed(n, hypothesis.smallest_effect, rule)} pairs would be needed"
-    return f"Undecided: {moved} ({interval}; {runs}); {ending}."
+    if n.method == "exact":
+        return f"{moved}, the same with every seed"
+    if n.method == "screen":
+        runs = f"1 run against {_count(n.n_control, 'control run')}"
+    else:
+        runs = f"{_count(n.n_candidate, 'pair')} of runs"
+    return f"{moved} (gain between {_n(n.low)} and {_n(n.high)} at {100 * n.level:.4g}%; {runs})"
 
 
-def pairs_needed(numbers: Numbers, effect: float, rule: Rule) -> int:
-    """Pairs at which the interval's half width would be about `effect`."""
-    z = _quantile(1e6, (1 + rule.look_level) / 2)
-    return max(numbers.n_candidate + 1, math.ceil(numbers.n_candidate * (z * numbers.error / effect) ** 2))
+def pairs_needed(numbers: Numbers, hypothesis: Hypothesis, rule: Rule) -> int:
+    """Pairs at which the interval's half width would be about the smallest effect."""
+    z = _quantile(1e6, 1 - rule.look_alpha)
+    return max(rule.min_pairs, math.ceil(2 * (z * numbers.noise_sd / hypothesis.smallest_effect) ** 2))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _n(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _squares(values: Sequence[float]) -> float:
-    """Sum of squared deviations; exactly 0 for equal values (a mean may differ from them in its last bit)."""
-    if all(value == values[0] for value in values):
-        return 0.0
-    mean = _mean(values)
-    return math.fsum((value - mean) ** 2 for value in values)
-
-
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=65536)
 def _quantile(df: float, probability: float) -> float:
     from scipy.special import stdtrit
 

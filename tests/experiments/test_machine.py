@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from users_repository import git, untouchable
 
 from experiments.ports import Device, Fingerprint, RecipeFailure
 from experiments.record import ExperimentRecord
-from experiments.verdict import SEEDS
+from experiments.rule import Rule, seed_of
 from training.config import TrainingConfig
 from training.runs.records import RunRequest
 from workspace.errors import NotFound, Refused, Unavailable
@@ -32,16 +33,21 @@ def test_a_better_change_is_kept_committed_tabled_and_told(bench: Bench) -> None
     assert record.verdict == "keep" and record.state == "done" and record.is_best
     assert record.numbers is not None and record.numbers.low > 0
     assert record.numbers.effect == pytest.approx(0.05, abs=0.01)
-    # a fifth of the budget first; then control and candidate in turn, with the same seeds
+    # a fifth of the budget first; then the session's controls and one candidate; then fresh pairs, A B B A
     assert bench.runs.order == [
-        f"{record.id}/{name}" for name in ("test", "control/1", "candidate/1", "control/2", "control/3", "candidate/2")
-    ]
+        f"{record.id}/{name}"
+        for name in (
+            "test", "control/1", "control/2", "control/3", "control/4", "candidate/1",
+            "control/5", "candidate/5", "candidate/6", "control/6", "control/7", "candidate/7",
+        )
+    ]  # fmt: skip
+    assert record.numbers.method == "pairs" and record.numbers.n_candidate == record.numbers.n_control == 3
     requests = [bench.runs.requests[bench.runs.keys[key]] for key in bench.runs.order]
     configs = [request.config for request in requests]
     assert all(isinstance(config, TrainingConfig) for config in configs)
-    assert [c.budget.amount for c in configs] == [12.0, 60.0, 60.0, 60.0, 60.0, 60.0]  # type: ignore[union-attr]
-    assert [c.seed for c in configs[1:]] == [SEEDS[i] for i in (0, 0, 1, 2, 1)]  # type: ignore[union-attr]
-    assert (requests[2].recipe_dir / "recipe.toml").read_text() == "[optimizer]\nmatrix_lr = 0.02  # tuned\n"  # type: ignore[operator]
+    assert [c.budget.amount for c in configs] == [12.0] + [60.0] * 11  # type: ignore[union-attr]
+    assert [c.seed for c in configs[1:]] == [seed_of(1, i) for i in (0, 1, 2, 3, 0, 4, 4, 5, 5, 6, 6)]  # type: ignore[union-attr]
+    assert (requests[5].recipe_dir / "recipe.toml").read_text() == "[optimizer]\nmatrix_lr = 0.02  # tuned\n"  # type: ignore[operator]
     assert (requests[1].recipe_dir / "recipe.toml").read_text() == "[optimizer]\nmatrix_lr = 0.04  # tuned\n"  # type: ignore[operator]
 
     assert record.commit and git(root, "rev-parse", "lab/exp-0001", "lab/best").split() == [record.commit] * 2
@@ -72,13 +78,36 @@ def test_a_worse_change_is_discarded_after_one_run(bench: Bench) -> None:
     assert bench.rows()[0]["status"] == "discard"
 
 
-def test_what_noise_hides_is_undecided_after_the_last_pair(bench: Bench) -> None:
+def in_order(candidates: dict[str, float]) -> Script:
+    """The candidate's scores by the name of their run; controls lie around 1.0, two thousandths up and down."""
+
+    def script(request: RunRequest, key: str) -> dict[str, Any]:
+        name = key.split("/", 1)[1]
+        number = int(name.rpartition("/")[2]) if "/" in name else 0
+        value = 1.0 + (0.001 if number % 2 else -0.001)
+        course = healthy(request, key)
+        return course | {"summary": course["summary"] | {"val_bpb": candidates.get(name, value)}}
+
+    return script
+
+
+def test_what_noise_hides_is_undecided_after_the_last_pair(tmp_path: Path) -> None:
+    script = in_order({"candidate/1": 0.99, "candidate/5": 0.997, "candidate/6": 0.9999, "candidate/7": 0.997})
+    bench = Bench(tmp_path / "lab", script, rule=Rule(max_pairs=3))
     record = bench.conclude(TINY)
     assert record.verdict == "inconclusive" and "pairs would be needed" in (record.sentence or "")
-    assert list(record.scored("control")) == list(record.scored("candidate")) == [0, 1, 2, 3, 4, 5]
+    assert list(record.scored("control")) == [0, 1, 2, 3, 4, 5, 6] and list(record.scored("candidate")) == [0, 4, 5, 6]
     looks = [step.name for step in record.steps if step.name.startswith("look")]
-    assert looks == [f"look {n}" for n in range(1, 7)]  # one look per candidate run: no more chances than paid for
+    assert looks == [f"look {n}" for n in range(1, 6)]  # one look per stage: no more chances than paid for
+    assert record.mean() == pytest.approx((0.997 + 0.9999 + 0.997) / 3), "the run it was selected by is not quoted"
     assert bench.rows()[0]["verdict"] == "inconclusive" and bench.rows()[0]["status"] == "discard"
+
+
+def test_a_gain_finer_than_the_rule_looks_for_is_given_up_undecided(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "lab", in_order({"candidate/1": 1.0005}))
+    record = bench.conclude(TINY | {"smallest_effect": 0.0001})
+    assert record.verdict == "inconclusive" and "3 times the noise of one run, is ruled out" in (record.sentence or "")
+    assert len(record.scored("candidate")) == 1
 
 
 def failing(purpose: str, **course: Any) -> Script:
@@ -194,21 +223,20 @@ def test_a_repetition_names_what_came_of_it_and_must_be_meant(bench: Bench) -> N
         bench.lab.propose(WORSE | {"repeat_of": "exp-9999"})
 
 
-def test_controls_of_the_same_session_are_borrowed_and_its_winners_are_not(bench: Bench) -> None:
-    first = bench.conclude(WORSE)
-    second = bench.conclude(TINY)
-    borrowed = {score.run: score.borrowed_from for score in second.scores if score.borrowed_from}
-    assert set(borrowed.values()) == {first.id} and len(borrowed) == 3
-    assert "exp-0002/control/1" not in bench.runs.order and "exp-0002/control/4" in bench.runs.order
+def test_controls_of_the_same_session_are_shared_and_its_winners_are_not(bench: Bench) -> None:
+    bench.conclude(WORSE)
+    second = bench.conclude(WORSE | {"change": {"model.depth": 8}})
+    assert [key for key in bench.runs.order if key.startswith("exp-0002/")] == ["exp-0002/test", "exp-0002/candidate/1"]
+    assert second.numbers is not None and second.numbers.n_control == 4 and second.scored("control") == {}
     kept = bench.conclude(BETTER)
     assert kept.verdict == "keep"
     after = bench.conclude(WORSE | {"change": {"model.depth": 5}})
     assert after.parent is not None and after.parent.experiment == kept.id
-    assert not any(score.borrowed_from for score in after.scores)
-    chosen_for = {score.value for score in kept.scores if score.role == "candidate"}
-    again = {score.value for score in after.scores if score.role == "control"}
-    assert not chosen_for & again, "runs repeat to the bit: with the old seeds nothing would have been measured anew"
-    assert after.numbers is not None and after.numbers.df > len(after.scores) - 2  # earlier controls' spread counts
+    assert list(after.scored("control")) == [0, 1, 2, 3]  # the new parent is measured anew
+    seeds = [score.seed for score in (*kept.scores, *after.scores)]
+    pairs = len(kept.scored("candidate")) - 1
+    assert len(set(seeds)) == len(seeds) - pairs - 1, "runs repeat to the bit: with old seeds nothing would be measured"
+    assert after.numbers is not None and after.numbers.df > 3  # how much earlier controls scattered counts
 
 
 def test_one_experiment_measures_at_a_time_and_the_next_starts_from_the_new_best(bench: Bench) -> None:
@@ -242,7 +270,7 @@ def test_skipping_the_test_run_needs_a_reason_and_is_recorded(bench: Bench) -> N
 def test_a_budget_of_its_own_holds_for_both_arms(bench: Bench) -> None:
     record = bench.conclude(BETTER, budget={"kind": "steps", "amount": 40})
     budgets = {k: r.config.budget for k, r in bench.runs.requests.items()}  # type: ignore[union-attr]
-    assert [b.amount for b in budgets.values()] == [8.0] + [40.0] * 5 and record.verdict == "keep"
+    assert [b.amount for b in budgets.values()] == [8.0] + [40.0] * (len(budgets) - 1) and record.verdict == "keep"
     with pytest.raises(Refused, match="budget"):
         bench.lab.propose(BETTER, budget={"kind": "steps", "amount": -1})
     with pytest.raises(Refused, match="kind and amount"):
@@ -273,10 +301,44 @@ def test_what_an_experiment_waits_for_is_told(tmp_path: Path) -> None:
     for _ in range(3):
         bench.lab.tick()
     assert bench.lab.overview().queue[0].progress == "waits: the fingerprint could not be taken."
+    assert bench.again().overview().queue[0].progress == "waits: the fingerprint could not be taken."
     away[0] = False
     bench.lab._pauses.clear()
     bench.lab.tick()
     assert bench.lab.overview().queue[0].progress is None
+
+
+def test_what_is_missing_for_too_long_ends_an_experiment_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(config: TrainingConfig, recipe_dir: Path) -> Fingerprint:
+        raise Unavailable("the fingerprint could not be taken")
+
+    monkeypatch.setattr("experiments.lab.LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr("experiments.lab.FIRST_PAUSE_S", 0.01)
+    bench = Bench(tmp_path / "lab", fingerprint=never)
+    bench.lab.propose(BETTER)
+    while bench.lab.busy():
+        bench.again().tick()  # a restart does not begin to wait anew
+        time.sleep(0.01)
+    record = bench.lab.get("exp-0001")
+    assert record.verdict == "invalid" and "it could not go on: the fingerprint could not be taken" in str(record.sentence)
+
+
+def test_predictions_are_compared_with_what_was_measured(bench: Bench) -> None:
+    bench.conclude(BETTER | {"predicted_effect": 0.05})
+    bench.conclude(WORSE | {"predicted_effect": 0.02})
+    (one,) = bench.lab.overview().calibration
+    assert (one.proposer, one.predictions, one.right_direction) == ("assistant", 2, 0.5)
+    assert one.mean_predicted == 0.035 and one.typical_error == pytest.approx(0.04, abs=0.02)
+
+
+def test_what_was_tried_with_the_same_settings_is_named_at_once(bench: Bench) -> None:
+    bench.conclude(WORSE)
+    found, asked = bench.lab.similar(WORSE | {"change": {"model.depth": 5}})
+    assert [(d.experiment, d.verdict, d.exact) for d in found] == [("exp-0001", "discard", False)]
+    assert asked is not None and "exp-0001 (discard)" in asked
+    assert bench.lab.similar(BETTER) == ([], None)
 
 
 def test_cancelling(bench: Bench) -> None:
@@ -329,7 +391,7 @@ def test_looking_back(bench: Bench) -> None:
 
 def test_memory_names_similar_experiments_and_its_absence_holds_nothing_up(tmp_path: Path) -> None:
     class Hit:
-        id, similarity = "exp-0001", 0.9
+        id, similarity, kind, title, quote = "exp-0001", 0.9, "experiment", "Deeper", "A deeper model lowers it"
 
     class Memory:
         away = False
@@ -344,6 +406,11 @@ def test_memory_names_similar_experiments_and_its_absence_holds_nothing_up(tmp_p
     bench.conclude(WORSE)
     near = bench.conclude(WORSE | {"change": {"model.depth": 5}})
     assert [(d.experiment, d.verdict, d.exact) for d in near.duplicates] == [("exp-0001", "discard", False)]
+    assert [(e.id, e.kind, e.cited) for e in near.evidence] == [("exp-0001", "experiment", False)]
+    assert any("which assumption has changed since?" in note for note in near.notes)
+    new = {"change": {"model.depth": 9}, "changed_assumption": "the schedule is longer now", "citations": ["exp-0001"]}
+    told = bench.conclude(WORSE | new)
+    assert told.evidence[0].cited and not any("which assumption" in note for note in told.notes)
     memory.away = True
     record = bench.conclude(WORSE | {"change": {"model.depth": 7}})
     assert record.verdict == "discard" and any("memory is starting" in note for note in record.notes)

@@ -1,0 +1,170 @@
+"""What a session knows before a candidate runs: where the parent stands, and how much runs scatter. Pure, no I/O.
+
+A session is a stretch of runs measured alike, on one machine, in time order. Scores drift over hours by more than
+runs scatter (throttling, other load), in jumps and slowly. So the level of the parent is followed by a local-level
+filter over its controls (Kalman 1960; Durbin & Koopman 2012, chapter 2): how fast the level moves, against the noise
+of one run, is chosen from `DRIFTS` by likelihood. Single scores far off count less (Huber's weights).
+
+The noise comes from neighbours in time, so that drift does not pass for noise: differences of successive controls
+for the noise of a run, and, for the noise of a pair, differences of candidate and control run side by side in earlier
+experiments, around the mean of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from experiments.rule import Role, Rule
+
+DRIFTS = (0.02, 0.1, 0.33)  # variance of the level's step from run to run, in units of a run's own variance
+HUBER = 2.5  # standard deviations from which a control counts less
+LONGEST_GAP = 4  # runs between two controls whose difference still tells of noise rather than of drift
+MEMORY = 100  # runs; older ones say little about now
+PRIOR_WEIGHT = 5.0  # degrees of freedom the controls' scatter counts for as to the noise of a pair
+
+
+class Measured(NamedTuple):
+    """One full run of the session."""
+
+    recipe: str
+    experiment: str
+    role: Role
+    index: int
+    seed: int
+    value: float
+
+
+class SessionNoise(BaseModel):
+    """Frozen into the record when an experiment begins to measure, so that no later run changes its verdict."""
+
+    model_config = ConfigDict(frozen=True)
+
+    position: int = 0  # runs so far
+    controls: tuple[tuple[int, float], ...] = ()  # of the parent: position (1, 2, ...) and score, oldest first
+    run_squares: float = 0.0  # sum of squares with `run_freedom` degrees of freedom: the variance of one run
+    run_freedom: float = 0.0
+    pair_squares: float = 0.0  # the same for the difference of a pair
+    pair_freedom: float = 0.0
+
+    def missing(self, rule: Rule) -> int:
+        """Controls to make before a candidate can be compared."""
+        stale = not self.controls or self.position - self.controls[-1][0] >= rule.stale_after
+        return max(rule.min_controls - len(self.controls), int(stale))
+
+    def with_controls(self, values: Sequence[float]) -> SessionNoise:
+        """The same after further controls, made one after another."""
+        if not values:
+            return self
+        at = self.position
+        seen = [*self.controls, *((at + i, value) for i, value in enumerate(values, 1))]
+        steps = list(zip(seen[-len(values) - 1 :], seen[-len(values) :], strict=False))
+        close = [b[1] - a[1] for a, b in steps if 0 < b[0] - a[0] <= LONGEST_GAP]
+        return self.model_copy(
+            update={
+                "position": at + len(values),
+                "controls": tuple(seen),
+                "run_squares": self.run_squares + math.fsum(d * d for d in close) / 2,
+                "run_freedom": self.run_freedom + len(close),
+            }
+        )
+
+    @property
+    def run_variance(self) -> float:
+        """0 where nothing is known."""
+        return self.run_squares / self.run_freedom if self.run_freedom else 0.0
+
+    @property
+    def pair_knowledge(self) -> float:
+        """Degrees of freedom of `pair_variance`."""
+        return min(PRIOR_WEIGHT, self.run_freedom) + self.pair_freedom
+
+    @property
+    def pair_variance(self) -> float:
+        """Of the difference of a pair: what pairs showed, and twice the variance of a run for a start."""
+        start = min(PRIOR_WEIGHT, self.run_freedom) * 2 * self.run_variance
+        return (start + self.pair_squares) / self.pair_knowledge if self.pair_knowledge else 0.0
+
+    def level(self, at: int) -> tuple[float, float, float]:
+        """Of the parent at position `at`: value, its variance and the drift per run, both in variances of a run."""
+        variance = self.run_variance
+        best = (-math.inf, 0.0, 0.0, 0.0)
+        for drift in DRIFTS:
+            best = max(best, _filter(self.controls, at, variance, drift))
+        return best[1:]
+
+
+def _filter(
+    seen: Sequence[tuple[int, float]], at: int, variance: float, drift: float
+) -> tuple[float, float, float, float]:
+    """Log-likelihood (Huber's), level at `at`, its variance, drift."""
+    position, level = seen[0]
+    spread, likelihood = 1.0, 0.0
+    scale = 1 / variance if variance else 0.0
+    for now, value in seen[1:]:
+        spread += drift * (now - position)
+        position = now
+        total = spread + 1
+        off = value - level
+        square = off * off * scale / total
+        weight = 1.0
+        if square > HUBER * HUBER:
+            z = math.sqrt(square)
+            weight, square = HUBER / z, HUBER * (2 * z - HUBER)
+        likelihood -= 0.5 * (square + math.log(total))
+        gain = spread / total * weight
+        level += gain * off
+        spread *= 1 - gain
+    return likelihood, level, spread + drift * abs(at - position), drift
+
+
+def session_noise(runs: Iterable[Measured], recipe: str, rule: Rule) -> SessionNoise:
+    """What the `runs` of a session, in time order, say to an experiment whose parent is `recipe`."""
+    recent = list(runs)[-MEMORY:]
+    controls: list[tuple[int, float]] = []
+    last: dict[str, tuple[int, int, float]] = {}
+    half: dict[tuple[str, int], float] = {}
+    gains: dict[str, list[float]] = {}
+    squares, freedom = 0.0, 0
+    for position, run in enumerate(recent, 1):
+        if run.role == "control":
+            if run.recipe == recipe:
+                controls.append((position, run.value))
+            before = last.get(run.recipe)
+            if before is not None and position - before[0] <= LONGEST_GAP and before[1] != run.seed:
+                squares += (run.value - before[2]) ** 2 / 2
+                freedom += 1
+            last[run.recipe] = (position, run.seed, run.value)
+        if run.index >= rule.min_controls:
+            key = (run.experiment, run.index)
+            if key in half:
+                other = half.pop(key)
+                gains.setdefault(run.experiment, []).append(
+                    run.value - other if run.role == "control" else other - run.value
+                )
+            else:
+                half[key] = run.value
+    return SessionNoise(
+        position=len(recent),
+        controls=tuple(controls),
+        run_squares=squares,
+        run_freedom=freedom,
+        pair_squares=math.fsum(squared_deviations(group) for group in gains.values()),
+        pair_freedom=sum(len(group) - 1 for group in gains.values()),
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def squared_deviations(values: Sequence[float]) -> float:
+    """Sum of them; exactly 0 for equal values (a mean may differ from them in its last bit)."""
+    first = values[0]
+    if all(value == first for value in values):
+        return 0.0
+    middle = mean(values)
+    return math.fsum((value - middle) ** 2 for value in values)
