@@ -254,7 +254,8 @@ def _loose(entry: bibliography.Entry) -> Entry:
 def given_by(details: Details) -> dict[str, Any]:
     """What a bibliography says about a file, as it is kept with the document."""
     given = {"title": details.title, "date": details.date, "authors": details.authors, "arxiv": details.arxiv}
-    return {name: value for name, value in given.items() if value} | ({"tags": list(details.tags)} if details.tags else {})
+    tags = {"tags": list(details.tags)} if details.tags else {}
+    return {name: value for name, value in given.items() if value} | tags
 
 
 def fingerprint(content: str, given: dict[str, Any]) -> str:
