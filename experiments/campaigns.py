@@ -165,9 +165,14 @@ class Campaigns:
                 return self.ledger.step(record, "extended", words, budget=budget, state="running", ended_at=None)
             return self.ledger.step(record, "extended", words, budget=budget)
 
-    def admit(self, campaign: str) -> dict[str, Any]:
-        """What an experiment somebody else proposes for this campaign is proposed with. Raises `Refused`."""
+    def admit(self, campaign: str, key: str | None = None) -> dict[str, Any]:
+        """What an experiment somebody else proposes for this campaign is proposed with. Raises `Refused`.
+
+        One that is there already under its `key` has been admitted.
+        """
         record = self.get(campaign)
+        if key is not None and self.experiments.ledger.by_key(key) is not None:
+            return {"campaign": campaign, "planned": record.planned}
         if record.state != "running":
             raise Refused(f"{campaign} is {record.state}" + (f" ({record.why})" if record.why else ""))
         if over := record.budget.used_up(self.spent(record)):

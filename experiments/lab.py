@@ -5,6 +5,7 @@ Thread-safe and synchronous. `tick` is called about once a second; everything lo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import logging
@@ -13,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import folder, hypothesis, preflight
+from experiments import folder, hypothesis, preflight, similar
+from experiments.error_budget import ErrorBudget
 from experiments.fingerprints import ChildFingerprint
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
@@ -21,9 +23,9 @@ from experiments.machine import Machine
 from experiments.overview import Overview, survey
 from experiments.ports import Device, Fingerprinter, MemoryPort, NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal
-from experiments.record import MEASURING, VERDICTS, ExperimentRecord
+from experiments.record import MEASURING, VERDICTS, Duplicate, ExperimentRecord
 from experiments.results import Results
-from experiments.verdict import SEEDS, Rule
+from experiments.rule import Rule
 from training.config import TrainingConfig, apply, load_recipe, read_recipe
 from workspace import clock
 from workspace.database import Database
@@ -36,6 +38,7 @@ from workspace.settings import ExperimentSettings, Settings
 
 FAILURES = 5  # of the same step in a row, through an error of the lab's own, after which an experiment is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries, while something outside is missing
+LONGEST_WAIT_S = 24 * 3600.0  # for something outside, after which an experiment without a verdict is given up
 SHORTEST_REASON = 8  # characters
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Experiments:
         self.runs = runs
         self.memory = memory
         self.rule = rule or rule_of(settings.experiments)
+        self.error_budget = round(1 - settings.experiments.confidence, 12)
         self.slots = slots or max(1, settings.runs.max_concurrent)
         self.ledger = Ledger(database)
         self.ledger.restore(folder.read_all(workspace, self.ledger.ids()))
@@ -87,7 +91,6 @@ class Experiments:
         self._ticking = threading.Lock()
         self._failures: dict[str, int] = {}
         self._pauses: dict[str, tuple[float, float]] = {}  # experiment -> monotonic time of the next try, last pause
-        self._waits_for: dict[str, str] = {}  # experiment -> what is missing, in words
 
     # -- asking for something -----------------------------------------------------------------------------------------
 
@@ -116,6 +119,7 @@ class Experiments:
             if key is not None and (earlier := self.ledger.by_key(key)) is not None:
                 return earlier
             self._check(checked, budget, skip_test_run)
+            now = clock.now()
             with self.database.transaction() as tx:
                 record = ExperimentRecord(
                     id=self.ids.allocate(tx),
@@ -123,14 +127,14 @@ class Experiments:
                     state="proposed",
                     hypothesis=checked,
                     hypothesis_hash=checked.digest(),
-                    created_at=clock.now(),
+                    created_at=now,
                     session=session,
                     conversation=conversation,
                     campaign=campaign,
                     proposer=proposer,
                     budget=dict(budget) if budget is not None else None,
                     skip_test_run=skip_test_run.strip() if skip_test_run else None,
-                    rule=self.rule,
+                    rule=self._rule(campaign, planned, now),
                 )
                 self.ledger.insert(tx, record)
                 self.outbox.post(tx, "experiment.proposed", {"experiment": record.id})
@@ -145,6 +149,12 @@ class Experiments:
         self.get(experiment)
         self.ledger.cancel(experiment, by[:80])
         return self.get(experiment)
+
+    def _rule(self, campaign: str | None, planned: int | None, now: str) -> Rule:
+        """The rule with the experiment's share of its campaign's error budget, or of the week's; frozen with it."""
+        planned = planned if campaign else ErrorBudget.planned
+        budget = ErrorBudget(total=self.error_budget, planned=planned)
+        return dataclasses.replace(self.rule, alpha=budget.allot(self.ledger.charges(campaign, now)))
 
     def _check(self, claim: hypothesis.Hypothesis, budget: Mapping[str, Any] | None, skip_test_run: str | None) -> None:
         """What can be refused at once, against the recipe as it lies there. Preflight looks again, at a commit."""
@@ -195,7 +205,7 @@ class Experiments:
 
     def overview(self) -> Overview:
         """What is best, what runs, what waits, what was learnt last, what to do next."""
-        return survey(self.ledger, self.runs, self._waits_for)
+        return survey(self.ledger, self.runs)
 
     def starting_point(self) -> tuple[TrainingConfig, str, dict[str, Any]]:
         """What the next experiment starts from: its settings, the user's recipe it goes back to, [search_space]."""
@@ -214,6 +224,12 @@ class Experiments:
             log.info("nothing was looked up for a proposal: %s", error)
             return []
         return [{"id": h.id, "kind": h.kind, "title": h.title, "quote": h.quote} for h in hits]
+
+    def similar(self, claim: hypothesis.Hypothesis | Mapping[str, Any]) -> tuple[Sequence[Duplicate], str | None]:
+        """Earlier experiments that changed the same settings, and what to ask about them."""
+        checked = hypothesis.parse(claim)
+        found = similar.similar(self.ledger, checked)
+        return found, similar.question(found, checked)
 
     def busy(self) -> bool:
         """Is any experiment under way?"""
@@ -244,21 +260,38 @@ class Experiments:
         """One step of one experiment; None when nothing moved. An error holds up this experiment only."""
         if time.monotonic() < self._pauses.get(experiment, (0.0, 0.0))[0]:
             return None
-        record = self.get(experiment)
+        stored = self.get(experiment)
+        record = stored.model_copy(update={"waits_since": None, "waits_for": None})
         try:
             after = self.machine.advance(record, may_measure=may_measure)
         except Unavailable as error:
+            if (ended := self._waited_too_long(stored, error)) is not None:
+                return ended
             pause = min(2 * self._pauses.get(experiment, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
             self._pauses[experiment] = (time.monotonic() + pause, pause)
-            self._waits_for[experiment] = str(error)
             log.info("%s waits at %s: %s", experiment, record.state, error)
             return None
         except Exception as error:  # noqa: BLE001  the lab's own mistake must not stop the other experiments
             return self._failed(record, error)
         self._failures.pop(experiment, None)
         self._pauses.pop(experiment, None)
-        self._waits_for.pop(experiment, None)
-        return None if after is record else after
+        if after is not record:
+            return after
+        if stored.waits_since is not None:
+            self.ledger.wait(experiment, None, None)
+        return None
+
+    def _waited_too_long(self, record: ExperimentRecord, error: Unavailable) -> ExperimentRecord | None:
+        """Note what is missing; an experiment without a verdict is given up after a day of it."""
+        now = clock.now()
+        if record.waits_since is None or record.waits_for != str(error):
+            self.ledger.wait(record.id, record.waits_since or now, str(error))
+        waited_s = clock.seconds_between(record.waits_since or now, now)
+        if waited_s < LONGEST_WAIT_S or record.state in ("verdict", "record", "done"):
+            return None  # what was measured is not thrown away
+        hours = f"{waited_s / 3600:.0f} hours"
+        refusal = Refusal("invalid", f"Invalid: for {hours} it could not go on: {error.problem}", error.fix)
+        return self.machine.give_up(record, refusal)
 
     def _failed(self, record: ExperimentRecord, error: Exception) -> ExperimentRecord | None:
         count = self._failures[record.id] = self._failures.get(record.id, 0) + 1
@@ -274,14 +307,12 @@ class Experiments:
 
 
 def rule_of(settings: ExperimentSettings) -> Rule:
-    """The rule the settings ask for; at least six pairs, and some beyond what a keep needs."""
-    replicates, confirmations = settings.replicates, settings.confirmations
-    pairs = min(max(6, replicates, confirmations + 2), len(SEEDS) - 1)
+    """The rule the settings ask for, with some pairs beyond what a keep needs. `alpha` is each experiment's own."""
     return Rule(
-        confidence=settings.confidence,
-        min_controls=min(replicates, pairs),
-        min_candidates=min(confirmations, pairs),
-        max_pairs=pairs,
+        resolution=settings.resolution,
+        min_controls=settings.replicates,
+        min_pairs=settings.confirmations,
+        max_pairs=max(Rule.max_pairs, settings.confirmations + 2),
     )
 
 

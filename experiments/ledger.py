@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
+from experiments.error_budget import charge, week_of
 from experiments.record import Best, ExperimentRecord, Score, Step
+from workspace.clock import parse, stamp
 from workspace.database import Database
 from workspace.ids import number
 
@@ -45,6 +48,11 @@ TABLES = [
     ALTER TABLE experiments ADD COLUMN runs INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE experiments ADD COLUMN device_seconds REAL NOT NULL DEFAULT 0;
     CREATE INDEX experiments_campaign ON experiments (campaign, number) WHERE campaign IS NOT NULL;
+    """,
+    """
+    DROP INDEX scores_controls;
+    ALTER TABLE scores DROP COLUMN borrowed;
+    CREATE INDEX scores_session ON scores (yardstick, machine, at);
     """,
 ]
 LISTS = {"steps", "scores"}  # kept in their own tables
@@ -110,6 +118,15 @@ class Ledger:
                 (by, experiment),
             )
             return cursor.rowcount == 1
+
+    def wait(self, experiment: str, since: str | None, what: str | None) -> None:
+        """Note what an experiment has been waiting for since when; None: for nothing any more."""
+        with self.database.transaction() as tx:
+            tx.execute(
+                "UPDATE experiments SET document = json_set(document, '$.waits_since', ?, '$.waits_for', ?)"
+                " WHERE id = ?",
+                (since, what, experiment),
+            )
 
     def restore(self, records: Iterable[ExperimentRecord]) -> int:
         """Add the experiments the ledger does not know, as their folders describe them; returns how many."""
@@ -206,6 +223,26 @@ class Ledger:
         assert row is not None
         return int(row["n"]), int(row["runs"]), float(row["seconds"])
 
+    def charges(self, campaign: str | None, at: str) -> list[float]:
+        """What each experiment of a campaign takes from its error budget; None: the lone ones of the week of `at`."""
+        first = stamp(parse(at) - timedelta(days=7))
+        of_one, value = ("campaign = ?", campaign) if campaign else ("campaign IS NULL AND created_at >= ?", first)
+        rows = self.database.query(
+            "SELECT created_at, state, verdict, json_extract(document, '$.rule.alpha') AS alpha,"
+            f" json_extract(document, '$.numbers.method') AS method FROM experiments WHERE {of_one} ORDER BY number",
+            (value,),
+        )
+        return [
+            charge(
+                row["alpha"],
+                ended=row["state"] in ("record", "done"),
+                confirmed=row["method"] not in (None, "screen"),
+                kept=row["verdict"] == "keep",
+            )
+            for row in rows
+            if row["alpha"] is not None and (campaign or week_of(row["created_at"]) == week_of(at))
+        ]
+
     def predictions(self) -> list[tuple[str, float, float, float, float]]:
         """(proposer, predicted effect, measured effect, low, high) of the experiments that have all of them."""
         rows = self.database.query(
@@ -259,11 +296,11 @@ class Ledger:
         )
         return [_parse(row["document"]) for row in rows]
 
-    def controls(self, yardstick: str, machine: str, since: str, but: str) -> list[tuple[str, str, Score]]:
-        """(recipe digest, experiment, score) of controls measured alike on this machine since then, oldest first."""
+    def session(self, yardstick: str, machine: str, since: str, but: str) -> list[tuple[str, str, Score]]:
+        """(recipe digest, experiment, score) of the runs measured alike on this machine since then, oldest first."""
         rows = self.database.query(
-            "SELECT recipe, experiment, document FROM scores WHERE role = 'control' AND borrowed = 0"
-            " AND yardstick = ? AND machine = ? AND at >= ? AND experiment != ? ORDER BY at",
+            "SELECT recipe, experiment, document FROM scores"
+            " WHERE yardstick = ? AND machine = ? AND at >= ? AND experiment != ? ORDER BY at, rowid",
             (yardstick, machine, since, but),
         )
         return [(row["recipe"], row["experiment"], Score.model_validate_json(row["document"])) for row in rows]
@@ -330,9 +367,9 @@ def _insert_score(tx: sqlite3.Connection, record: ExperimentRecord, score: Score
     arm = record.control if score.role == "control" else record.candidate
     assert arm is not None and record.yardstick is not None
     tx.execute(
-        "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.id, score.role, score.index, score.run, score.value, score.machine, score.at,
-            arm.digest, record.yardstick, int(score.borrowed_from is not None), score.model_dump_json(),
+            arm.digest, record.yardstick, score.model_dump_json(),
         ),
     )  # fmt: skip

@@ -123,7 +123,7 @@ class Lineage:
             self._git("read-tree", parent, index=index)
             try:
                 self._bytes(
-                    "apply", "--cached", "--recount", "--whitespace=nowarn", *options, "-",
+                    "apply", "--cached", "--recount", "--unidiff-zero", "--whitespace=nowarn", *options, "-",
                     feed=text.encode("utf-8", "replace"), index=index, top=True,
                 )  # fmt: skip
             except Unavailable as error:
@@ -150,6 +150,9 @@ class Lineage:
         return self._bytes(
             "diff-tree", "-p", "--no-color", "--no-ext-diff", "--no-textconv", parent, commit, "--", self._recipe_path
         ).decode("utf-8", "replace")
+
+    def exists(self, commit: str) -> bool:
+        return self._resolve(commit) is not None
 
     def resolve(self, name: str) -> str | None:
         """The commit a ref below the lab's prefix points at."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.calibration import Calibration, calibrate
 from experiments.ledger import Ledger
 from experiments.ports import RunsPort
 from experiments.record import ExperimentRecord
@@ -42,11 +41,10 @@ class Overview(BaseModel):
     last_learnt: list[Line]
     next: list[str]
     counts: dict[str, int] = Field(description="experiments by verdict")
+    calibration: list[Calibration] = Field(description="how the proposers' predictions turned out")
 
 
-def survey(ledger: Ledger, runs: RunsPort, waits_for: Mapping[str, str] | None = None) -> Overview:
-    """`waits_for`: what an experiment cannot go on without for the moment, in words."""
-    missing = waits_for or {}
+def survey(ledger: Ledger, runs: RunsPort) -> Overview:
     best = ledger.best()
     kept = ledger.get(best.experiment) if best else None
     waiting = [record for record in ledger.open() if record.state in ("proposed", "preflight", "ready")]
@@ -54,11 +52,12 @@ def survey(ledger: Ledger, runs: RunsPort, waits_for: Mapping[str, str] | None =
     learnt = [r for r in ledger.find(limit=LEARNT * 3) if r.state in ("record", "done")][:LEARNT]
     return Overview(
         best=_line(kept) if kept else None,
-        running=[_line(record, runs, missing.get(record.id)) for record in under_way],
-        queue=[_line(record, missing=missing.get(record.id)) for record in waiting],
+        running=[_line(record, runs) for record in under_way],
+        queue=[_line(record) for record in waiting],
         last_learnt=[_line(record) for record in learnt],
         next=suggestions(learnt, kept, idle=not under_way and not waiting),
         counts=ledger.counts(),
+        calibration=calibrate(ledger.predictions()),
     )
 
 
@@ -84,7 +83,7 @@ def suggestions(learnt: list[ExperimentRecord], kept: ExperimentRecord | None, *
     return found[:SUGGESTIONS]
 
 
-def _line(record: ExperimentRecord, runs: RunsPort | None = None, missing: str | None = None) -> Line:
+def _line(record: ExperimentRecord, runs: RunsPort | None = None) -> Line:
     live = runs.list(states=LIVE, experiment=record.id, limit=20) if runs else []
     return Line(
         experiment=record.id,
@@ -97,7 +96,7 @@ def _line(record: ExperimentRecord, runs: RunsPort | None = None, missing: str |
         metric=record.hypothesis.metric,
         commit=record.commit,
         runs=[run.id for run in live],
-        progress=f"waits: {missing}" if missing else _progress(record) if runs else None,
+        progress=f"waits: {record.waits_for}" if record.waits_for else _progress(record) if runs else None,
     )
 
 

@@ -18,7 +18,8 @@ from experiments.hypothesis import Hypothesis
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.ports import Device, Fingerprinter, MemoryPort, RecipeFailure
-from experiments.record import Arm, Duplicate, ExperimentRecord, ParentRef, VerdictName
+from experiments.record import Arm, Duplicate, Evidence, ExperimentRecord, ParentRef, VerdictName
+from experiments.similar import question
 from training.config import RECIPE_NAME, TrainingConfig, apply, knobs, load_config, load_recipe, value_of
 from training.size import parameter_counts, predict_memory
 from workspace.errors import LabError, Refused, Unavailable
@@ -202,12 +203,18 @@ class Preflight:
             return record
         query = f"{record.hypothesis.statement} {record.hypothesis.describe_change()}"
         try:
-            hits = self.memory.search(query[:500], kinds=["experiment"], limit=5).hits
+            hits = self.memory.search(query[:500], kinds=["experiment", "paper"], limit=8).hits
         except LabError as error:
             note = f"Earlier experiments were not searched for similar ones: {error.problem}."
             return record.model_copy(update={"notes": _add(record.notes, note)})
         named = {duplicate.experiment for duplicate in record.duplicates} | {record.id}
         found = list(record.duplicates)
+        cited = set(record.hypothesis.citations)
+        evidence = [
+            Evidence(id=hit.id, kind=hit.kind, title=hit.title, quote=hit.quote, cited=hit.id in cited)
+            for hit in hits
+            if hit.id != record.id
+        ]
         for hit in hits:
             earlier = None if hit.id in named else self.ledger.get(hit.id)
             if earlier is not None and (hit.similarity or 0.0) >= NEAR:
@@ -215,7 +222,9 @@ class Preflight:
                 found.append(
                     Duplicate(experiment=hit.id, verdict=earlier.verdict, sentence=earlier.sentence, exact=False)
                 )
-        return record.model_copy(update={"duplicates": found})
+        record = record.model_copy(update={"duplicates": found, "evidence": evidence})
+        asked = question(found, record.hypothesis)
+        return record.model_copy(update={"notes": _add(record.notes, asked)}) if asked else record
 
 
 def with_budget(config: TrainingConfig, budget: Mapping[str, Any] | None) -> TrainingConfig:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.hypothesis import Hypothesis
-from experiments.verdict import Numbers, Role, Rule
+from experiments.rule import Role, Rule
+from experiments.verdict import Numbers
 
 State = Literal["proposed", "preflight", "ready", "test_run", "gate", "measuring", "verdict", "record", "done"]
 VerdictName = Literal["keep", "discard", "inconclusive", "no_effect", "crash", "invalid"]
@@ -48,7 +49,6 @@ class Score(Frozen):
     values: dict[str, float]
     machine: str
     at: str
-    borrowed_from: str | None = None  # the experiment of the same session that measured this control
 
 
 class Step(Frozen):
@@ -57,6 +57,16 @@ class Step(Frozen):
     name: str
     at: str
     data: dict[str, Any] = {}
+
+
+class Evidence(Frozen):
+    """A passage of the memory that was near the hypothesis when it was proposed."""
+
+    id: str
+    kind: str
+    title: str
+    quote: str
+    cited: bool = False  # by the hypothesis
 
 
 class Duplicate(Frozen):
@@ -98,8 +108,11 @@ class ExperimentRecord(Frozen):
     numbers: Numbers | None = None
     saving: Numbers | None = None
     duplicates: list[Duplicate] = []
+    evidence: list[Evidence] = []
     notes: list[str] = []
     cancelled_by: str | None = None
+    waits_since: str | None = Field(None, description="since when something outside the lab is missing")
+    waits_for: str | None = Field(None, description="what is missing, in words")
     is_best: bool = False
     yardstick: str | None = Field(None, description="names budget, text and evaluation the scores were taken with")
     runs: list[str] = Field([], description="its own runs, borrowed controls not counted")
@@ -117,9 +130,15 @@ class ExperimentRecord(Frozen):
         found = sorted((s for s in self.scores if s.role == role), key=lambda score: score.index)
         return {score.index: score for score in found}
 
+    def decisive(self, role: Role = "candidate") -> list[Score]:
+        """The scores a figure may be quoted from: those of the pairs, where there are any. What was measured before
+        was selected by its own first look, and flatters."""
+        scores = [s for s in self.scores if s.role == role]
+        return [s for s in scores if s.index >= self.rule.min_controls] or scores
+
     def mean(self) -> float | None:
         """The candidate's mean score."""
-        values = [s.value for s in self.scores if s.role == "candidate"]
+        values = [s.value for s in self.decisive()]
         return sum(values) / len(values) if values else None
 
 

@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 from pydantic import Field
 
+from experiments.calibration import Calibration
 from experiments.campaign_view import CampaignView
 from experiments.folder import report_page
 from experiments.overview import Line
@@ -45,6 +46,7 @@ class ProposeArguments(Arguments):
     smallest_saving: float | None = Field(None, gt=0, lt=1, description="non_inferiority: a fraction, 0.05 by default")
     category: str | None = Field(None, max_length=60, description="e.g. optimizer, schedule, architecture")
     repeat_of: str | None = Field(None, max_length=40, description="the experiment this repeats on purpose")
+    changed_assumption: str | None = Field(None, max_length=600, description="what is new since a similar one failed")
     campaign_id: str | None = Field(None, max_length=40, description="the campaign whose budget it uses")
     budget_kind: Literal["seconds", "steps", "tokens", "flops"] | None = Field(
         None, description="of each run, instead of the recipe's"
@@ -91,13 +93,15 @@ async def propose_and_run_experiment(lab: Lab, arguments: ProposeArguments, call
             conversation=caller.conversation,
             skip_test_run=arguments.skip_test_run,
             key=caller.key,
-            **(lab.campaigns.admit(arguments.campaign_id) if arguments.campaign_id else {}),
+            **(lab.campaigns.admit(arguments.campaign_id, caller.key) if arguments.campaign_id else {}),
         )
     )
+    found, question = await anyio.to_thread.run_sync(lab.experiments.similar, record.hypothesis)
     return ProposeResult(
         **view(record).model_dump(),
-        similar=[f"{d.experiment}: {d.verdict or 'under way'}. {d.sentence or ''}".strip() for d in record.duplicates],
-        next=f"list_experiments(experiment_id={record.id!r}, wait_s=50), again until its state is done",
+        similar=[f"{d.experiment}: {d.verdict}. {d.sentence or ''}".strip() for d in found],
+        next=(f"{question} " if question else "")
+        + f"list_experiments(experiment_id={record.id!r}, wait_s=50), again until its state is done",
     )
 
 
@@ -172,7 +176,7 @@ def scored(record: ExperimentRecord) -> str:
 
 def _fraction(record: ExperimentRecord) -> float:
     """How far it is, roughly: the runs a verdict needs at least."""
-    wanted = record.rule.min_controls + record.rule.min_candidates + 1
+    wanted = record.rule.min_controls + record.rule.min_pairs + 1
     done = len(record.scored("candidate")) + len(record.scored("control")) + (record.state == "measuring")
     return min(0.95, done / wanted)
 
@@ -211,6 +215,7 @@ class LabOverviewResult(Result):
     experiments_waiting: list[Line]
     last_learnt: list[Line] = Field(description="the newest verdicts, in words")
     counts: dict[str, int] = Field(description="experiments by verdict")
+    calibration: list[Calibration] = Field([], description="how predictions turned out, by proposer")
     last_next_steps: str | None = Field(None, description="what the notebook last noted under Next steps")
     next: list[str] = Field(description="what the last verdicts suggest")
 
@@ -233,6 +238,7 @@ async def lab_overview(lab: Lab, arguments: LabOverviewArguments, caller: Caller
         experiments_waiting=waiting,
         last_learnt=bounds.first(found.last_learnt, 5_000),
         counts=found.counts,
+        calibration=found.calibration[:5],
         last_next_steps=f"{noted.at[:10]}: {noted.text[:600]}" if noted else None,
         next=found.next,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.campaigns import Campaigns
 from experiments.lab import Experiments
+from experiments.reproduce import Reproductions
 from rag.client import Memory
 from sessions.notebook import Notebook
 from tools.calls import Calls
@@ -31,5 +32,6 @@ class Lab:
     notebook: Notebook
     experiments: Experiments
     campaigns: Campaigns
+    reproductions: Reproductions
     told_alerts: dict[tuple[str, str], int] = field(default_factory=dict, kw_only=True)  # conversation, run -> how many
     service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in
