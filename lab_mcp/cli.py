@@ -52,11 +52,24 @@ def mcp(workspace: WorkspaceOption = None) -> None:
 
 
 @app.command()
-def serve(workspace: WorkspaceOption = None) -> None:
-    """Serve the workspace in the foreground (the other commands start the service by themselves)."""
+def serve(
+    workspace: WorkspaceOption = None,
+    host: Annotated[str | None, typer.Option("--host", help="also serve other machines on this address")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="for --host (default 8443)")] = None,
+    certificate: Annotated[str | None, typer.Option("--certificate", help="TLS certificate, PEM")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="its private key, PEM, readable by you alone")] = None,
+) -> None:
+    """Serve the workspace in the foreground (the other commands start the service by themselves).
+
+    The options are those of [service] in lab.toml (remote_host, remote_port, certificate, key), where they last.
+    """
     from lab_mcp import service
 
     found = discover(workspace)
+    given = {"remote_host": host, "remote_port": port, "certificate": certificate, "key": key}
+    for name, value in given.items():
+        if value is not None:  # the settings' own way of being overridden
+            os.environ[f"LAB_SERVICE__{name.upper()}"] = str(value)
     if endpoint := connection.live_endpoint(found):
         raise LabError(
             f"this workspace is already served by process {endpoint.identity.pid}", fix="nothing, or `lab-mcp shutdown`"
@@ -91,6 +104,14 @@ def status(workspace: WorkspaceOption = None) -> None:
         console.print(f"{neighbour['name']} on port {neighbour['port']} {health}: {escape(neighbour['detail'])}")
     outside = ", ".join(answer["leaves_the_premises"]) or "nothing"
     console.print(f"switched on that may talk to the outside: {outside}")
+
+
+@app.command("open")
+def open_pages(workspace: WorkspaceOption = None) -> None:
+    """Print a link that opens the lab's pages in a browser: it works once, within ten minutes."""
+    endpoint = connection.ensure_service(discover(workspace))
+    answer = connection.request(endpoint, "POST", "/api/browser-link")
+    print(endpoint.url + answer["path"])
 
 
 @app.command()
@@ -165,16 +186,20 @@ def shell_init(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] =
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 2, never a traceback."""
-    from lab_mcp import cli_adopt, cli_campaign, cli_install, cli_memory, cli_models, cli_rag, cli_results, cli_runs
+    from lab_mcp import cli_adopt, cli_campaign, cli_clean, cli_install, cli_memory, cli_models, cli_rag, cli_results
+    from lab_mcp import cli_runs, cli_sources, cli_top
 
     app.command()(cli_install.install)
     cli_runs.register(app)
     cli_memory.register(app)
     cli_rag.register(app)
+    cli_sources.register(app)
     cli_campaign.register(app)
     cli_adopt.register(app)
     cli_results.register(app)
     cli_models.register(app)
+    cli_clean.register(app)
+    app.command()(cli_top.top)
     try:
         app(prog_name="lab-mcp")
     except LabError as error:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lab_mcp.doors import Doors
 
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
 
 
 class Guard:
-    """ASGI middleware. 401 without the token, 421 for a foreign Host (DNS rebinding), 403 for a foreign Origin."""
+    """ASGI middleware. 401 without the token, 421 for a foreign Host (DNS rebinding), 403 for a foreign Origin.
 
-    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+    A browser has no token: it comes in through `doors` with a link that works once, and may look (GET) from then on.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, port: int, names: Collection[str], doors: Doors) -> None:
         self.app = app
         self.token = token.encode()
-        self.hosts = {f"{name}:{port}".encode() for name in LOOPBACK}
+        self.hosts = {f"{name}:{port}".lower().encode() for name in names}
+        self.doors = doors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -46,9 +53,18 @@ class Guard:
         if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             return 421, "this host name is not served here"
         for origin in headers.get(b"origin", []):
-            if urlsplit(origin).netloc.lower() not in self.hosts:
+            if _place(origin) not in self.hosts:
                 return 403, "requests from this origin are not allowed"
         given = headers.get(b"authorization", [])
-        if len(given) != 1 or not hmac.compare_digest(given[0], b"Bearer " + self.token):
-            return 401, "the workspace's token is missing or wrong; it is in .lab/service.json"
-        return None
+        if len(given) == 1 and hmac.compare_digest(given[0], b"Bearer " + self.token):
+            return None
+        if scope["type"] == "http" and not given and self.doors.open_to(scope, headers.get(b"cookie", [])):
+            return None
+        return 401, "the workspace's token is missing or wrong; it is in .lab/service.json"
+
+
+def _place(origin: bytes) -> bytes:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # no address at all
+        return b""

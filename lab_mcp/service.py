@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from lab_mcp import compose, rest, rest_memory, rest_results
+from lab_mcp import compose, pages, remote, rest, rest_memory, rest_results, rest_runs
 from lab_mcp.connection import FATAL, keep_keeper, read_endpoint
 from lab_mcp.doors import Doors
 from lab_mcp.guard import LOOPBACK, Guard
@@ -97,12 +97,19 @@ class Service:
             Route("/healthz", self._health, methods=["GET"]),
             Route("/api/tools/{name}", self._call, methods=["POST"]),
             Route("/api/shutdown", self._shutdown, methods=["POST"]),
+            Route("/api/browser-link", self._browser_link, methods=["POST"]),
+            *pages.routes(self.lab, self.doors),
             *rest.routes(self.lab),
             *rest_results.routes(self.lab),
             *rest_memory.routes(self.lab),
+            *rest_runs.routes(self.lab),
             Mount("/", app=inner),
         ]
-        return Guard(_Busy(Starlette(routes=routes, lifespan=lifespan), self), self.token, self.port)
+        served = _Busy(Starlette(routes=routes, lifespan=lifespan), self)
+        if self.beyond is not None:
+            guarded = Guard(served, self.token, self.beyond.port, self.beyond.names, self.doors)
+            self.remote_server = self.beyond.server(guarded)
+        return Guard(served, self.token, self.port, LOOPBACK, self.doors)
 
     async def _health(self, request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "version": version("lab-mcp"), "pid": os.getpid()})

@@ -61,14 +61,23 @@ def document(pages: Sequence[tuple[Session, str]], fmt: str) -> str:
         parts.insert(0, "\n".join([f"# Lab notebook, {pages[0][0].id} to {pages[-1][0].id}", "", *listed]))
     if fmt == "md":
         return "\n\n---\n\n".join(parts) + "\n"
+    body = "\n<hr>\n".join(f"<article>\n{rendered(part)}</article>" for part in parts)
+    return html_page(pages[0][0].title if len(pages) == 1 else "Lab notebook", body)
+
+
+def rendered(markdown: str) -> str:
+    """Markdown as HTML; HTML inside it stays text."""
     from markdown_it import MarkdownIt  # only an export to HTML needs it
 
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
-    body = "\n<hr>\n".join(f"<article>\n{parser.render(part)}</article>" for part in parts)
-    title = html.escape(pages[0][0].title if len(pages) == 1 else "Lab notebook")
+    parsed: str = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).render(markdown)
+    return parsed
+
+
+def html_page(title: str, body: str) -> str:
+    """A whole page that needs nothing from outside."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
