@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +23,10 @@ from lab_mcp.cli_client import conversation
 from lab_mcp.cli_runs import JsonOption
 from lab_mcp.terminal import console
 from workspace import durable
-from workspace.errors import LabError, Refused
+from workspace.errors import LabError, Refused, Unavailable
 from workspace.layout import Workspace, discover
 
+POLL_S = 1.0
 Which = Annotated[
     str, typer.Argument(help="all, a campaign, exp-0003..exp-0010, a day, a session, or FROM..TO of days or sessions")
 ]
@@ -31,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command("import-results")(import_results)
     app.command()(progress)
     app.command()(report)
+    app.command()(reproduce)
 
 
 def progress(
@@ -91,6 +97,40 @@ def report(
     console.print(_named(folder / "report.html", found), soft_wrap=True)
 
 
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help="an experiment with a verdict, e.g. exp-0012")],
+    pair: Annotated[bool, typer.Option("--pair", help="run its parent beside it, and compare the gain")] = False,
+    same_seed: Annotated[bool, typer.Option("--same-seed", help="an old seed instead of a new one")] = False,
+    wait: Annotated[bool, typer.Option(help="wait for the end")] = True,
+    key: Annotated[str | None, typer.Option(help="the same key never starts a second reproduction")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run an experiment again and say whether it agrees within noise; exits with 0 only when it does."""
+    found = discover(workspace)
+    path = f"/api/experiments/{quote(experiment, safe='')}/reproductions"
+    # a key of its own where none is given: the call may have to be made twice
+    body = {"pair": pair, "same_seed": same_seed, "key": key or f"cli:{uuid.uuid4().hex}"}
+    answer = _ask(found, "POST", path, body)
+    position, told = answer["position"], None
+    while wait and answer["outcome"] is None:
+        if answer["runs"] != told:
+            told = answer["runs"]
+            runs = ", ".join(f"{run} ({role})" for role, run in told.items())
+            console.print(f"running again: {runs or 'waits'}; Ctrl-C leaves it running")
+        time.sleep(POLL_S)
+        answer = _ask(found, "GET", f"{path}?position={position}")
+    if as_json:
+        print(json.dumps(answer, indent=1, ensure_ascii=False))
+    elif answer["outcome"] is None:
+        console.print(f"{experiment} runs again: {', '.join(answer['runs'].values()) or 'waits'}")
+    else:
+        console.print(escape(answer["sentence"]), soft_wrap=True)
+        for difference in answer["differences"]:
+            console.print(f"- {escape(difference)}")
+    raise typer.Exit(int(wait and answer["outcome"] != "agrees"))
+
+
 def _folder(workspace: Workspace, of: str) -> Path:
     return workspace.root / "docs" / "reports" / (re.sub(r"[^\w.-]+", "-", of).strip(".-") or "all")
 
@@ -110,9 +150,17 @@ def _named(file: Path, workspace: Workspace) -> str:
     return escape(str(file.resolve().relative_to(workspace.root) if inside else file))
 
 
-def _ask(workspace: Workspace, method: str, path: str, body: Any = None, key: str | None = None) -> Any:
-    headers = {"Lab-Conversation": conversation()} | ({"Lab-Request-Key": key} if key else {})
-    return connection.request(connection.ensure_service(workspace), method, path, body, headers=headers, timeout=300)
+def _ask(workspace: Workspace, method: str, path: str, body: Any = None) -> Any:
+    """One request; made again when the service dies meanwhile (a POST carries a key)."""
+    headers = {"Lab-Conversation": conversation()}
+    for attempt in (1, 2, 3):
+        endpoint = connection.ensure_service(workspace)
+        try:
+            return connection.request(endpoint, method, path, body, headers=headers, timeout=300)
+        except (OSError, http.client.HTTPException) as error:
+            if attempt == 3:
+                raise Unavailable(f"the service went away ({error})", fix="look at .lab/service.log") from error
+    raise AssertionError("unreachable")
 
 
 def import_results(

@@ -8,6 +8,7 @@ from typing import Any
 from experiments.campaigns import Campaigns
 from experiments.lab import Experiments
 from experiments.proposers.choose import proposers
+from experiments.reproduce import Reproductions
 from lab_mcp.documenting import Documenting
 from rag.client import Memory
 from sessions.notebook import Notebook
@@ -77,6 +78,7 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
             proposers(workspace, settings),
             gpu_hour_price=settings.campaigns.gpu_hour_price,
         ),
+        reproductions=Reproductions(workspace, experiments.ledger, experiments.lineage, runs, notebook),
         service=service,
     )
 
@@ -92,6 +94,7 @@ def rounds(lab: Lab) -> list[Round]:
         [lab.runs.tick, lambda: lab.outbox.drain(documenting.notebook_round)],
         [lab.experiments.tick],
         [lab.campaigns.tick],
+        [lab.reproductions.tick],
         [watch.tick],
         [lambda: lab.outbox.drain(documenting.memory_round)],
     ]
@@ -99,7 +102,7 @@ def rounds(lab: Lab) -> list[Round]:
 
 def is_busy(lab: Lab) -> bool:
     """True while a run, an experiment or a campaign is under way or something is to be documented: it stays then."""
-    going_on = lab.campaigns.busy() or lab.experiments.busy()
+    going_on = lab.campaigns.busy() or lab.experiments.busy() or lab.reproductions.busy()
     return going_on or bool(lab.runs.list(states=LIVE, limit=1)) or bool(lab.outbox.pending())
 
 

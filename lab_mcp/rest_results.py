@@ -12,11 +12,13 @@ from starlette.routing import Route
 
 from lab_mcp.rest import refusing
 from tools.lab import Lab
+from tools.server import CONVERSATION_HEADER
 from workspace.errors import NotFound
 
 
 def routes(lab: Lab) -> list[Route]:
-    """GET /api/report and /api/progress, both with ?of=all|CAMPAIGN|SESSIONS|EXPERIMENTS."""
+    """GET /api/report and /api/progress, both with ?of=all|CAMPAIGN|SESSIONS|EXPERIMENTS; POST and GET
+    /api/experiments/{id}/reproductions."""
 
     async def report(request: Request) -> Response:
         return JSONResponse(await anyio.to_thread.run_sync(_report, lab, request.query_params.get("of", "all")))
@@ -25,7 +27,32 @@ def routes(lab: Lab) -> list[Route]:
         of, metric = request.query_params.get("of", "all"), request.query_params.get("metric")
         return JSONResponse(await anyio.to_thread.run_sync(_progress, lab, of, metric))
 
+    async def reproduce(request: Request) -> Response:
+        body: dict[str, Any] = await request.json()
+        experiment: str = request.path_params["experiment"]
+        conversation = request.headers.get(CONVERSATION_HEADER, "command line")
+        started = await anyio.to_thread.run_sync(
+            lambda: lab.reproductions.start(
+                experiment,
+                same_seed=bool(body.get("same_seed")),
+                pair=bool(body.get("pair")),
+                key=str(body["key"])[:100] if body.get("key") else None,
+                conversation=conversation,
+            )
+        )
+        return JSONResponse(started.model_dump(mode="json"))
+
+    async def reproduction(request: Request) -> Response:
+        wanted = request.query_params.get("position")
+        position = int(wanted) if wanted else None
+        found = await anyio.to_thread.run_sync(
+            lambda: lab.reproductions.get(request.path_params["experiment"], position)
+        )
+        return JSONResponse(found.model_dump(mode="json"))
+
     return [
+        Route("/api/experiments/{experiment}/reproductions", refusing(reproduce), methods=["POST"]),
+        Route("/api/experiments/{experiment}/reproductions", refusing(reproduction), methods=["GET"]),
         Route("/api/report", refusing(report), methods=["GET"]),
         Route("/api/progress", refusing(progress), methods=["GET"]),
     ]

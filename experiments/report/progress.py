@@ -92,7 +92,8 @@ def progress(records: Iterable[ExperimentRecord], metric: str | None = None) -> 
     noises = [record.numbers.noise_sd for record in shown if record.numbers and record.numbers.noise_sd > 0]
     return Progress(
         metric=metric, words=METRICS.get(metric, clean(metric)[:60]), direction=chosen[0].hypothesis.direction,
-        points=points, best=_best(shown), noise_sd=statistics.median(noises) if noises else None, left_out=dict(left_out),
+        points=points, best=_best(shown), noise_sd=statistics.median(noises) if noises else None,
+        left_out=dict(left_out),
     )  # fmt: skip
 
 
