@@ -271,15 +271,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6)
     parser.add_argument("--batches", type=int, nargs=2)
     options = parser.parse_args()
-    results: dict[str, list[Row]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FOLDER_VARIABLE] = f"{folder}/leases"
         for part in options.only:
             place = Path(folder) / part
             place.mkdir()
-            results[part] = PARTS[part](place, options)
-            for row in results[part]:
+            rows = PARTS[part](place, options)
+            for row in rows:
                 print(" | ".join(row), flush=True)
+            results = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | {part: rows}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     lines = ["| what | measured | asked |", "|---|---:|---:|"]
     lines += [f"| {what} | {shown} | {asked} |" for part in PARTS for what, shown, asked in results.get(part, [])]

@@ -240,9 +240,10 @@ class Batch:
         for thread in threads:
             thread.start()
             time.sleep(chance.random() * 0.3)
-        for thread in threads:
-            thread.join(PATIENCE_S)
         deadline = time.monotonic() + PATIENCE_S
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            self.ask("gpu_status")  # when service and keeper are both gone, the next client brings them back
+            time.sleep(0.2)
         while (left := self.ask("list_runs", state="live", limit=50)["runs"]) and time.monotonic() < deadline:
             time.sleep(0.2)
         self.trouble += [f"has not ended: {run['run_id']} {run['state']} {run.get('waiting_for')}" for run in left]

@@ -15,7 +15,7 @@ import pytest
 from runs_support import Bench
 
 from training.hardware.status import DeviceProcess
-from training.runs.leases import Leases, release
+from training.runs.leases import Leases, release, user_name
 from training.runs.placement import GB, Need, environment, fits_beside, need_of, room
 from training.runs.records import RunRequest
 from workspace import durable
@@ -124,6 +124,7 @@ def test_two_runs_of_one_workspace_share_a_card_and_no_other_workspace_does(make
     for run_id in (first, second):
         one.printed(run_id, "\n")
         assert one.text(run_id).strip() == "GPU-0000-0"
+    assert one.runs.holders([TWO[0].uuid]) == {TWO[0].uuid: first}
     assert one.runs.get(third).state == two.runs.get(other).state == alone.runs.get(single).state == "queued"
     assert "cuda:0 is held by run-0001 of workspace eins" in (two.runs.get(other).waiting_for or "")
     one.runs.stop(first)
@@ -183,6 +184,8 @@ def test_two_workspaces_share_two_cards(make_bench: Callable[..., Bench]) -> Non
     assert durable.read_json(one.folder(first) / "run.json")["devices"] == [
         {"id": "cuda:0", "uuid": "GPU-0000-0", "index": 0}
     ]
+    held = two.runs.holders([card.uuid for card in TWO])
+    assert held == {"GPU-0000-0": f"{first} of workspace eins ({user_name()})", "GPU-0000-1": second}
     one.runs.stop(first)
     one.end(first)
     two.printed(third, "\n")
