@@ -186,8 +186,19 @@ def shell_init(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] =
 
 def main() -> None:
     """Run the command line; a refusal is one message and exit code 2, never a traceback."""
-    from lab_mcp import cli_adopt, cli_campaign, cli_clean, cli_install, cli_memory, cli_models, cli_rag, cli_results
-    from lab_mcp import cli_runs, cli_sources, cli_top
+    from lab_mcp import (
+        cli_adopt,
+        cli_campaign,
+        cli_clean,
+        cli_install,
+        cli_memory,
+        cli_models,
+        cli_rag,
+        cli_results,
+        cli_runs,
+        cli_sources,
+        cli_top,
+    )
 
     app.command()(cli_install.install)
     cli_runs.register(app)

@@ -33,11 +33,12 @@ def search(
     kind: Annotated[list[str] | None, typer.Option(help="paper, note, session, experiment or run (repeatable)")] = None,
     limit: Annotated[int, typer.Option(min=1, max=20)] = 6,
     since: Annotated[str | None, typer.Option(help="not older than YYYY-MM-DD")] = None,
+    web: Annotated[bool, typer.Option("--web", help="also ask the web search of lab.toml")] = False,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search papers, notes, sessions, experiments and runs by meaning."""
-    arguments: dict[str, Any] = {"query": " ".join(query), "limit": limit}
+    arguments: dict[str, Any] = {"query": " ".join(query), "limit": limit, "web": web}
     if kind:
         arguments["kinds"] = kind
     if since:
@@ -53,6 +54,9 @@ def search(
         console.print(f"[bold]{number}. {escape(hit['title'])}[/]  [dim]{hit['kind']} {escape(hit['id'])}[/]")
         console.print(f"   {escape(hit['quote'])}")
         console.print(f"   [dim]{escape(place)} · {escape(hit['why'])}[/]")
+    for found in answer.get("web", []):
+        console.print(f"[bold]{escape(found['title'])}[/]  [dim]{escape(found['url'])}[/]")
+        console.print(f"   {escape(found['snippet'])}")
     if not answer["hits"]:
         console.print(escape(answer.get("note") or "nothing relevant"))
         for title in answer["nearest"]:

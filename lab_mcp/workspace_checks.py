@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from experiments.proposers.model import DEFAULT_URLS
 from lab_mcp import connection
 from lab_mcp.finding import GIB, Finding, error, note, ok, warn
 from training.promote import promoted
 from workspace import process
+from workspace.chat import DEFAULT_URLS
 from workspace.errors import LabError
 from workspace.layout import NETWORK_FILE_SYSTEMS, Workspace, file_system
 from workspace.outbox import MAX_ATTEMPTS
@@ -106,6 +106,10 @@ def premises(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
             f"passages of notes, papers and results, with their vectors, are kept on the Qdrant server "
             f"{urlsplit(url).hostname} (rag.qdrant_url)"
         )
+    if settings.network.arxiv:
+        on.append(f"papers may be fetched from {urlsplit(settings.search.arxiv_url).hostname} (network.arxiv)")
+    if settings.search.provider != "off":
+        on.append(f"questions may be put to a web search, {settings.search.provider} (search.provider)")
     on += asked_models(settings)
     if on:
         yield note("may leave the premises or fetch from outside: " + "; ".join(on), "", "switch off in lab.toml")
@@ -114,8 +118,12 @@ def premises(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
 
 
 def asked_models(settings: Settings) -> list[str]:
-    """Language models on other machines that campaigns may ask."""
+    """Language models on other machines that campaigns and `lab-mcp ask` may ask."""
     found, proposer = [], settings.proposer
+    if settings.ask.api != "off":
+        host = urlsplit(settings.ask.url or DEFAULT_URLS[settings.ask.api]).hostname or ""
+        if host not in LOOPBACK:
+            found.append(f"lab-mcp ask puts questions, with passages, to a language model at {host} (ask.api)")
     told = "with results, notes and passages of papers"
     if proposer.api != "off":
         host = urlsplit(proposer.url or DEFAULT_URLS[proposer.api]).hostname or ""

@@ -16,7 +16,6 @@ from workspace.chat import ChatModel, Message
 from workspace.errors import LabError
 from workspace.settings import AskSettings
 
-URLS = {"anthropic": "https://api.anthropic.com", "openai": "http://127.0.0.1:11434/v1"}
 ID = r"(?:[A-Za-z]|\d{4}-\d\d-\d\d-)[\w.:/-]{2,}"  # not [1] or [0.5, 1.5], which stand in texts for other things
 CITATION = re.compile(rf"\[({ID}(?:\s*[,;]\s*{ID})*)\]")
 NOTHING = "NOTHING RELEVANT"
@@ -60,7 +59,7 @@ def model_of(settings: AskSettings) -> ChatModel | None:
         return None
     if not settings.model:
         raise LabError("[ask] names no model", valid='for example model = "qwen3:8b"', fix="add it to lab.toml")
-    url = settings.url or URLS[settings.api]
+    url = settings.url or chat.DEFAULT_URLS[settings.api]
     return ChatModel(url, settings.model, settings.api, settings.key_variable, settings.timeout_seconds)
 
 

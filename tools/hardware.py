@@ -127,6 +127,9 @@ async def service_status(lab: Lab, arguments: ServiceStatusArguments, caller: Ca
     proposer = lab.settings.proposer
     outside += [f"proposer.api = {proposer.api}"] if proposer.api != "off" else []
     outside += ["proposer.claude_code"] if proposer.claude_code else []
+    search, ask = lab.settings.search, lab.settings.ask
+    outside += [f"search.provider = {search.provider}"] if search.provider != "off" else []
+    outside += [f"ask.api = {ask.api}"] if ask.api != "off" else []
     return ServiceStatusResult(
         version=lab.service["version"],
         pid=lab.service["pid"],

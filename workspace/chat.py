@@ -18,6 +18,7 @@ from workspace.errors import LabError, Refused, Unavailable
 from workspace.secrets import MASK, mask
 
 Api = Literal["openai", "anthropic"]
+DEFAULT_URLS: dict[str, str] = {"anthropic": "https://api.anthropic.com", "openai": "http://127.0.0.1:11434/v1"}
 ANTHROPIC_VERSION = "2023-06-01"
 ANSWER_LIMIT = 16 << 20  # bytes
 WORDS_OF_THE_SERVER = 300  # characters of its error that are shown

@@ -14,7 +14,6 @@ from workspace import chat
 from workspace.errors import LabError, Refused, Unavailable
 from workspace.settings import ProposerSettings
 
-DEFAULT_URLS = {"anthropic": "https://api.anthropic.com", "openai": "http://127.0.0.1:11434/v1"}  # Ollama's
 ON = 'set [proposer] api = "anthropic" or "openai" (Ollama, vLLM, ...) and model in lab.toml'
 
 
@@ -50,7 +49,7 @@ class ModelProposer:
         """Raises `Unavailable` while the server is away or answers nonsense, `Refused` when it refuses the question."""
         s = self.settings
         assert s.api != "off"
-        model = chat.ChatModel(s.url or DEFAULT_URLS[s.api], s.model, s.api, s.key_variable, s.timeout_seconds)
+        model = chat.ChatModel(s.url or chat.DEFAULT_URLS[s.api], s.model, s.api, s.key_variable, s.timeout_seconds)
         try:
             reply = chat.ask(model, messages, max_tokens=s.answer_tokens)
         except (Refused, Unavailable):
