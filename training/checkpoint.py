@@ -14,7 +14,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training import checkpoint_folder, tensor_file
+from training import checkpoint_folder, distributed, tensor_file
 from training.checkpoint_folder import ANOTHER, CONFIG, MODEL, OPTIMIZER, PREFIX, REST, STATE, TOKENIZER
 from training.config import TrainingConfig, load_config
 from workspace import durable
@@ -85,8 +85,11 @@ def _with_tensors(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return value
 
 
-def write(folder: Path, content: Content, keep: int) -> Path:
-    """Write `folder`/step-N durably, then delete all but the newest `keep`. Raises OSError; older ones stay then."""
+def write(folder: Path, content: Content, keep: int, more: Callable[[Path], None] | None = None) -> Path:
+    """Write `folder`/step-N durably, then delete all but the newest `keep`. Raises OSError; older ones stay then.
+
+    `more` is called with the folder while it has another name, and may add to it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f".{PREFIX}*"):  # of a writer that was killed; this run has only one
         shutil.rmtree(left, ignore_errors=True)
@@ -100,7 +103,9 @@ def write(folder: Path, content: Content, keep: int) -> Path:
         shutil.copyfile(content.tokenizer_file, work / TOKENIZER)
         _sync(work / TOKENIZER)
         durable.write_json(work / CONFIG, content.config.model_dump(mode="json"))
-        sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+        if more is not None:
+            more(work)
+        sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir()) if path.is_file()}
         durable.write_json(work / STATE, {**content.state, "files": sizes})
         work.chmod(0o755)
         _put(work, final)
@@ -142,9 +147,16 @@ class Checkpoint:
         return int(self.state["step"])
 
     def load_model(self, model: nn.Module) -> None:
-        """Raises `Refused` when the weights belong to another model."""
+        """Raises `Refused` when the weights belong to another model. A sharded model takes its parts."""
         try:
-            model.load_state_dict(self._tensors(MODEL))
+            held = self._tensors(MODEL)
+            ours = model.state_dict()
+            if not any(distributed.is_sharded(tensor) for tensor in ours.values()) or held.keys() != ours.keys():
+                model.load_state_dict(held)
+                return
+            with torch.no_grad():
+                for name, tensor in ours.items():
+                    distributed.put(tensor, held[name])
         except RuntimeError as error:
             raise Refused(
                 f"checkpoint {self.folder.name} belongs to another model: {str(error).splitlines()[-1].strip()}",
@@ -153,6 +165,10 @@ class Checkpoint:
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Also puts torch's random number generators where they were. Raises `Refused`."""
+        if (self.folder / distributed.SHARDS).is_dir():
+            raise Refused(
+                f"the optimizer's state in {self.folder.name} is sharded", fix="resume with parallel.kind = 'fsdp'"
+            )
         try:
             rest = torch.load(self.folder / REST, weights_only=True, map_location="cpu")
             optimizer.load_state_dict(_with_tensors(rest["optimizer"], self._tensors(OPTIMIZER)))
@@ -161,6 +177,23 @@ class Checkpoint:
                 f"checkpoint {self.folder.name} has the state of another optimizer: {str(error).splitlines()[0]}",
                 fix="resume with the configuration and recipe it was written with",
             ) from error
+        self._put_generators(rest)
+
+    def load_shards(self, optimizer: torch.optim.Optimizer, template: dict[str, Any]) -> None:
+        """`load_optimizer` for a sharded one; `template` is the state of one that has made a step. Raises `Refused`."""
+        if not (self.folder / distributed.SHARDS).is_dir():
+            raise Refused(
+                f"the optimizer's state in {self.folder.name} is not sharded",
+                fix="resume without parallel.kind = 'fsdp'",
+            )
+        tensors: dict[str, Tensor] = {}
+        _without_tensors(template, tensors)
+        distributed.read_shards(self.folder / distributed.SHARDS, tensors)
+        rest = torch.load(self.folder / REST, weights_only=True, map_location="cpu")
+        optimizer.load_state_dict(_with_tensors(rest["optimizer"], tensors))
+        self._put_generators(rest)
+
+    def _put_generators(self, rest: Any) -> None:
         torch.set_rng_state(rest["generators"]["cpu"])
         if torch.cuda.is_available() and "cuda" in rest["generators"]:
             torch.cuda.set_rng_state_all(rest["generators"]["cuda"][: torch.cuda.device_count()])

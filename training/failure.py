@@ -115,5 +115,6 @@ def record(folder: Path, error: BaseException, job: Job | None) -> int:
         if ended.kind in ("nan", "oom"):
             alert = {"time": clock.now(), "class": ended.kind, "severity": "stop", "text": ended.text[:600]}
             durable.append_jsonl(folder / ALERTS, alert, sync=True)
-        durable.write_json(folder / SUMMARY, ended.summary())
+        if not (folder / SUMMARY).exists():  # of several processes the first to fail knows why
+            durable.write_json(folder / SUMMARY, ended.summary())
     return ended.code

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import TrainingConfig
+from training.distributed import gathered
 from training.schedule import Rates
 from workspace.errors import Refused
 
@@ -91,7 +92,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 for p in parameters:
                     by_shape[p.shape].append(p)
                 for same in by_shape.values():
-                    muon_step(same, self.state[same[0]], group)
+                    with gathered(same) as matrices:
+                        muon_step(matrices, self.state[same[0]], group)
             else:
                 self._adamw(parameters, group)
 

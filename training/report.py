@@ -15,9 +15,19 @@ MEMORY_SECONDS = 10.0
 GIGA = 1e9
 
 
+_speaks = True
+
+
+def be_silent() -> None:
+    """For all but the first of several training processes: no lines, no metrics."""
+    global _speaks
+    _speaks = False
+
+
 def say(text: str) -> None:
     """A line of the log, there at once: the log is a file, which Python would buffer."""
-    print(text, flush=True)
+    if _speaks:
+        print(text, flush=True)
 
 
 class Reporter:
@@ -55,6 +65,8 @@ class Reporter:
 
 def append(metrics: Path, record: dict[str, Any]) -> None:
     """One record of metrics.jsonl; None values are left out."""
+    if not _speaks:
+        return
     known = {key: value for key, value in record.items() if value is not None}
     durable.append_jsonl(metrics, {"time": clock.now()} | known)
 

@@ -115,20 +115,39 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """The training process. It is started early: while the data are prepared, it imports torch."""
+    """The training process. It is started early: while the data are prepared, it imports torch.
+
+    Several, under torchrun, where the recipe asks for it: torchrun hands nothing on, so they start when the data are
+    there.
+    """
 
     def __init__(self, job: Job, signals: Signals, *, resume: bool) -> None:
         self.job, self.signals = job, signals
-        arguments = [str(job.folder), *(["--resume"] if resume else [])]
-        command = python_command("training.worker", *arguments)
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        self.arguments = ["training.worker", str(job.folder), *(["--resume"] if resume else [])]
+        self.parallel = job.config.parallel.kind != "none"
+        self.process: subprocess.Popen[str] | None = None
+        if not self.parallel:
+            command = python_command(*self.arguments)
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+    def _start_all(self, data_folder: Path) -> subprocess.Popen[str]:
+        count = self.job.config.parallel.processes or max(1, len(self.job.run.get("devices") or []))
+        arguments = ["--standalone", "--nproc-per-node", str(count), "-m", *self.arguments, "--data", str(data_folder)]
+        threads = str(max(1, (os.cpu_count() or 1) // count))
+        # torchrun starts plain interpreters: what `-P -s` would do comes by variables
+        clean = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
+        environment = {"OMP_NUM_THREADS": threads} | os.environ | clean
+        command = python_command("torch.distributed.run", *arguments)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, text=True)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        if self.process is None:
+            return
         if kind is not None:
-            self.process.kill()
+            self.process.terminate() if self.parallel else self.process.kill()  # torchrun ends its own children
         if self.process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
@@ -139,13 +158,16 @@ class Worker:
 
         Raises `WorkerFailed`, or `Preempted` when a signal came before the worker could heed it.
         """
-        assert self.process.stdin is not None
-        self.signals.worker = self.process
-        with contextlib.suppress(BrokenPipeError):  # it has ended already; how, is next
-            self.process.stdin.write(f"{prepared.folder}\n")
-            self.process.stdin.close()
-        code = self.process.wait()
+        process = self.process = self.process or self._start_all(prepared.folder)
+        self.signals.worker = process
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already; how, is next
+                process.stdin.write(f"{prepared.folder}\n")
+                process.stdin.close()
+        code = process.wait()
         self.signals.worker = None
+        if self.parallel and code != 0:  # torchrun's own code says nothing
+            code = (durable.read_json(self.job.folder / SUMMARY) or {}).get("exit_code", code)
         if code == -signal.SIGTERM:
             raise Preempted("SIGTERM before the first step")
         facts = durable.read_json(self.job.folder / FACTS)

@@ -8,6 +8,7 @@ import gc
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from training import canary, checkpoint, report
 from training.budget import Clock
 from training.canary import Canary
 from training.data import PreparedData
+from training.distributed import SHARDS, Group, agree_on, whole, write_shards
 from training.evaluate import evaluate, looks_ahead
 from training.failure import NotANumber, Preempted, RecipeProblem
 from training.hardware.backend import Backend, Choice
@@ -46,19 +48,23 @@ class _Interrupted(Exception):
 class Trainer:
     """Builds everything a run needs, then `train()`."""
 
-    def __init__(self, job: Job, data: PreparedData, backend: Backend, builders: Builders) -> None:
+    def __init__(
+        self, job: Job, data: PreparedData, backend: Backend, builders: Builders, group: Group | None = None
+    ) -> None:
         self.job, self.config, self.data, self.backend = job, job.config, data, backend
+        self.group = group or Group()
         self.stop_requested = False
         config = self.config
-        self.dtype_choice = backend.dtype_choice(config.dtype, job.workspace.cache_dir)
+        cache = job.workspace.cache_dir
+        self.dtype_choice = self.group.first_then_others(lambda: backend.dtype_choice(config.dtype, cache))
         self.dtype = cast(torch.dtype, getattr(torch, self.dtype_choice.used))
         self.canary = self._send_canary()
         seconds = config.budget.amount if config.budget.kind == "seconds" else None
         self.compile_choice: Choice = backend.compile_choice(config.compile, seconds)
         torch.manual_seed(config.seed)
-        self.model = builders.model(config).to(backend.device)
+        self.model = self.group.shard(builders.model(config).to(backend.device))
         self.optimizer = builders.optimizer(self.model, config)
-        self.loss_of = self._loss_function()
+        self.loss_of = self.group.averaged(self.model, self._loss_function())
         ids = data.ids("train")
         self.loader = TrainingLoader(ids, config.data.context, data.tokenizer.bos, config.seed)
         self.byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths())
@@ -69,13 +75,18 @@ class Trainer:
         self.writer = Writer(job.folder / CHECKPOINTS, config.checkpoint.keep)
         self.curve = ValidationCurve()
         self.stopped_early: str | None = None
+        self.devices: list[dict[str, float]] = []  # of several processes, at the newest step
+        self._forward_seconds = 0.0
+        self._stop_agreed = self._save_agreed = False
+        self._template: dict[str, Any] = {}
         self._quick_done = 0
         self._saved_at = time.monotonic()
 
     def _send_canary(self) -> Canary:
         """Measure the machine before the model is on it; the record is in the run's folder from the start."""
         result = canary.measure(self.backend.device, canary.length_s(self.config), self.backend.synchronize)
-        durable.write_json(self.job.folder / canary.FILE, {"time": clock.now()} | result.as_json())
+        if self.group.first:
+            durable.write_json(self.job.folder / canary.FILE, {"time": clock.now()} | result.as_json())
         return result
 
     def stop(self) -> None:
@@ -90,7 +101,7 @@ class Trainer:
         self.warm_up()
         if self.job.resume_from is not None:
             self._resume()
-        else:
+        elif self.group.first:
             report.drop_after(self.job.folder / METRICS, -1)
         gc.collect()
         gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
@@ -111,7 +122,7 @@ class Trainer:
         self.save_checkpoint()
 
     def _one_step(self) -> None:
-        if self.stop_requested:
+        if self._stop_agreed or (self.stop_requested and self.group.world == 1):
             raise _Interrupted
         due = self.reporter.is_due()
         progress = self.clock.progress
@@ -130,8 +141,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         value = loss.item()  # waits for the device
         took = time.perf_counter() - started
-        self.clock.seconds += took
         self.clock.steps += 1
+        value, took = self._agree(value, took)
+        self.clock.seconds += took
         if not math.isfinite(value):
             raise NotANumber(f"the loss is {value} at step {self.clock.steps}")
         self.smooth_loss = SMOOTHING * self.smooth_loss + (1 - SMOOTHING) * value
@@ -139,22 +151,38 @@ class Trainer:
         if due or done >= 1:
             self._report_step(value, grad_norm, step_rates.lr, took, done)
 
+    def _agree(self, loss: float, took: float) -> tuple[float, float]:
+        """Mean loss and the first process's time; whether to stop or to save is decided for all at once."""
+        every = self.config.checkpoint.every_seconds
+        save = bool(every) and time.monotonic() - self._saved_at >= every
+        mine = [loss, took, self.stop_requested, save, self._forward_seconds, self.backend.memory_now_bytes()]
+        values = self.group.share(mine)
+        self._stop_agreed, self._save_agreed = bool(values[:, 2].any()), bool(values[0, 3])
+        if self.group.world > 1:
+            names = ("forward_seconds", "memory_bytes")
+            self.devices = [dict(zip(names, map(float, row[4:]), strict=True)) for row in values]
+        return float(values[:, 0].mean()), float(values[0, 1])
+
     def _gradients(self, next_rows: Any) -> Tensor:
         """Accumulate the gradients of one step; the mean loss, still on the device."""
-        parts = self.config.batch.tokens // (self.config.batch.rows * self.config.data.context)
+        everyones_rows = self.config.batch.rows * self.group.world
+        parts = self.config.batch.tokens // (everyones_rows * self.config.data.context)
         total = torch.zeros((), device=self.backend.device)
+        self._forward_seconds = 0.0
         for part in range(parts):
-            if part and self.stop_requested:
+            if part and self.stop_requested and self.group.world == 1:
                 raise _Interrupted
             inputs, targets = next_rows()
+            started = time.perf_counter()
             with self.precision():
                 loss = self.loss_of(inputs, targets) / parts
-            loss.backward()
+            self._forward_seconds += time.perf_counter() - started
+            torch.autograd.backward(loss)
             total += loss.detach()
         return total
 
     def _next_rows(self) -> tuple[Tensor, Tensor]:
-        return self._to_device(self.loader.next(self.config.batch.rows))
+        return self._to_device(self.group.own(self.loader.next(self.config.batch.rows * self.group.world)))
 
     def _to_device(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Rows (B, T + 1) as inputs and targets (B, T) on the device."""
@@ -168,10 +196,10 @@ class Trainer:
     def _gradient_norm(self, *, measure: bool) -> float | None:
         limit = self.config.optimizer.grad_clip
         if limit:
-            return float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not measure:
+            return float(whole(nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        if not measure and not self.group.sharded:  # a sharded one is asked for by all, whoever reports
             return None
-        return float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        return float(whole(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])))
 
     def warm_up(self) -> None:
         """Compile, fill caches and allocators on made-up tokens, then undo what that taught the model."""
@@ -187,11 +215,12 @@ class Trainer:
         for _ in range(1 if self.backend.kind == "cpu" else 3):
             with self.precision():
                 loss = self.loss_of(inputs, targets)
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.backend.synchronize()
-        if self._saves_on_the_way():
+        self._template = self.optimizer.state_dict()
+        if self._saves_on_the_way() and self.group.first and not self.group.sharded:
             self.writer.reserve(self._content())
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(fresh)
@@ -214,8 +243,7 @@ class Trainer:
             self._judge(result)
             metrics = self.job.folder / METRICS
             report.evaluated(metrics, self.clock.steps, self.clock.seconds, result.as_json(), full=False)
-        every = self.config.checkpoint.every_seconds
-        if every and time.monotonic() - self._saved_at >= every:
+        if self._save_agreed:
             self.save_checkpoint(wait=False)
 
     def _judge(self, result: Evaluation) -> None:
@@ -236,7 +264,7 @@ class Trainer:
 
     def _evaluate(self, rows: Rows) -> Evaluation:
         def stop_soon() -> None:
-            if self.stop_requested:
+            if self.stop_requested and self.group.world == 1:
                 raise _Interrupted
 
         with self.precision():
@@ -253,11 +281,27 @@ class Trainer:
 
     def save_checkpoint(self, *, wait: bool = True) -> None:
         """With `wait` it is on disk when this returns; without, a thread writes it."""
-        if wait:
+        if self.group.sharded:
+            self._save_shards()
+        elif not self.group.first:
+            pass
+        elif wait:
             self.writer.save_now(self._content())
         else:
             self.writer.save(self._content())
+        self.group.wait()
         self._saved_at = time.monotonic()
+
+    def _save_shards(self) -> None:
+        """All write their part of the optimizer's state, the first one everything else."""
+        content = self._content()
+        shards = dict(content.optimizer)
+        content = replace(content, model={name: whole(value) for name, value in content.model.items()}, optimizer={})
+        if not self.group.first:
+            write_shards(agree_on(None), shards)
+            return
+        keep, folder = self.config.checkpoint.keep, self.job.folder / CHECKPOINTS
+        checkpoint.write(folder, content, keep, lambda work: write_shards(agree_on(work / SHARDS), shards))
 
     def _content(self) -> checkpoint.Content:
         state = {
@@ -283,13 +327,17 @@ class Trainer:
 
             raise DataProblem("the corpus changed since the checkpoint", fix="start a new run")
         found.load_model(self.model)
-        found.load_optimizer(self.optimizer)
+        if self.group.sharded:
+            found.load_shards(self.optimizer, self._template)
+        else:
+            found.load_optimizer(self.optimizer)
         self.loader.load_state_dict(found.state["loader"])
         self.clock.seconds, self.clock.steps = found.state["training_seconds"], found.step
         self.curve = ValidationCurve([tuple(point) for point in found.state["validation"]])
         self.stopped_early = self.curve.stops(self.config.evaluation)
         self._quick_done, self.smooth_loss = found.state["quick_done"], found.state["smooth_loss"]
-        report.drop_after(self.job.folder / METRICS, found.step)
+        if self.group.first:
+            report.drop_after(self.job.folder / METRICS, found.step)
         say(f"resumed from {found.folder.name} after {self.clock.seconds:.1f} s of training")
 
     # -- small parts --
@@ -345,6 +393,7 @@ class Trainer:
             "mfu": self.mfu(rate),
             "memory_bytes": self.backend.memory_now_bytes(),
             "progress": round(progress, 5),
+            "devices": self.devices or None,
         }
         self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s())
 

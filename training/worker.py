@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.job import FACTS, Job, read_job
-from training.report import say
+from training.report import be_silent, say
 from workspace import durable
 
 if TYPE_CHECKING:
     from training.data import PreparedData
+    from training.distributed import Group
     from training.hardware.backend import Backend
     from training.recipe_code import Builders
     from training.trainer import Trainer
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         from training.failure import record
 
         return record(folder, error, job)
-    durable.write_json(folder / FACTS, facts)
+    if int(os.environ.get("RANK", "0")) == 0:
+        durable.write_json(folder / FACTS, facts)
     return 0
 
 
@@ -77,24 +79,28 @@ def _told_folder() -> Path | None:
 def run(job: Job, data_folder: Path, started: float) -> dict[str, Any]:
     """Train on the prepared data; the facts. `started` is the `time.perf_counter()` of the process' start."""
     from training import data
+    from training.distributed import joined
     from training.failure import RecipeProblem
     from training.hardware.backend import choose
     from training.recipe_code import builders
     from training.sealed import vault
 
     prepared = data.load(data_folder)
-    backend = choose()
-    with vault.forbidden() as attempts:
-        facts = _train(job, prepared, backend, builders(job.recipe_dir), started)
+    with joined(job.config.parallel.kind) as group, vault.forbidden() as attempts:
+        if not group.first:
+            be_silent()
+        facts = _train(job, prepared, choose(), builders(job.recipe_dir), group, started)
     if attempts:
         raise RecipeProblem("the recipe's code tried to open the text that is held back for the audit")
     return facts
 
 
-def _train(job: Job, prepared: PreparedData, backend: Backend, recipe: Builders, started: float) -> dict[str, Any]:
+def _train(
+    job: Job, prepared: PreparedData, backend: Backend, recipe: Builders, group: Group, started: float
+) -> dict[str, Any]:
     from training.trainer import Trainer
 
-    trainer = Trainer(job, prepared, backend, recipe)
+    trainer = Trainer(job, prepared, backend, recipe, group)
     signal.signal(signal.SIGTERM, lambda _number, _frame: trainer.stop())
     total = sum(p.numel() for p in trainer.model.parameters())
     rates = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in trainer.canary.matmul_gflops.items())
@@ -133,6 +139,7 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
         "canary": trainer.canary.as_json(),
         "sample": _sample(trainer),
         "recipe_files": recipe_files,
+        "parallel": {"kind": trainer.group.kind, "processes": trainer.group.world, "devices": trainer.devices},
         "backend": {"kind": backend.kind, "device": backend.name, "threads": _threads()},
         "dtype": trainer.dtype_choice.as_json(),
         "compile": trainer.compile_choice.as_json(),

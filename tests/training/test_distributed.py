@@ -1,0 +1,122 @@
+"""Two processes on the CPU: the same training as one, at the same global batch."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_support import metrics, module_command, run_folder, small, summary, train, workspace_with_text
+
+from training.checkpoint import open_checkpoint
+from workspace.errors import LabError
+from workspace.layout import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return workspace_with_text(tmp_path)
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in metrics(folder) if "loss" in record]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(workspace: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one process: 2 x 4; of two: 2 x 2 each. Only the order of sums differs."""
+    alone = run_folder(workspace, small(batch__tokens=512, batch__rows=8), "alone")
+    both = run_folder(
+        workspace, small(batch__tokens=512, batch__rows=4, parallel__kind=kind, parallel__processes=2), "both"
+    )
+    for folder in (alone, both):
+        done = train(folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    a, b = summary(alone), summary(both)
+    assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
+    assert b["val_bpb"] == pytest.approx(a["val_bpb"], rel=1e-3)
+    assert losses(both)[0] == pytest.approx(losses(alone)[0], rel=1e-5)
+    assert (b["tokens"], b["parameters"], b["parallel"]["processes"]) == (a["tokens"], a["parameters"], 2)
+    assert len(metrics(both)[0]["devices"]) == 2
+    assert (open_checkpoint(both).folder / "shards").is_dir() == (kind == "fsdp")
+
+
+@pytest.mark.slow
+def test_gradients_are_really_averaged(workspace: Workspace) -> None:
+    """Without it, the first process would learn from half of the rows and end elsewhere."""
+    config = {"batch__tokens": 512, "parallel__kind": "ddp", "parallel__processes": 2}
+    both = run_folder(workspace, small(batch__rows=8, **config), "both")
+    half = run_folder(workspace, small(batch__tokens=256, batch__rows=8), "half")
+    alone = run_folder(workspace, small(batch__tokens=512, batch__rows=16), "alone")
+    for folder in (both, half, alone):
+        assert train(folder).returncode == 0
+    name = "blocks.0.mlp.expand.weight"
+    weights = [load_file(open_checkpoint(f).folder / "model.safetensors")[name] for f in (both, half, alone)]
+    assert (weights[0] - weights[2]).abs().max() < 0.1 * (weights[1] - weights[2]).abs().max()
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_sharded_run_goes_on_with_another_number_of_processes(workspace: Workspace, processes: int) -> None:
+    config = {"batch__tokens": 512, "batch__rows": 4, "parallel__kind": "fsdp"}
+    whole = run_folder(workspace, small(parallel__processes=2, budget__amount=6, **config), "whole")
+    first = run_folder(
+        workspace, small(parallel__processes=2, budget__amount=3, schedule__warmdown=0.0, **config), "first"
+    )
+    for folder in (whole, first):
+        assert train(folder).returncode == 0
+    then = small(parallel__processes=processes, budget__amount=6, schedule__warmdown=0.0, **config)
+    second = run_folder(workspace, then, "second", resume_from="runs/first")
+    done = train(second)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed from step-00000003" in done.stdout
+    assert summary(second)["steps"] == 6 and summary(second)["val_bpb"] < summary(first)["val_bpb"]
+
+    single = run_folder(workspace, small(batch__tokens=512, batch__rows=4), "single", resume_from="runs/first")
+    assert train(single).returncode == 13
+    assert "sharded" in summary(single)["error"]
+
+
+def test_sigterm_ends_all_with_one_checkpoint(workspace: Workspace) -> None:
+    config = small(budget__amount=100_000, parallel__kind="ddp", parallel__processes=2)
+    folder = run_folder(workspace, config)
+    with (folder / "train.log").open("w") as log:
+        process = subprocess.Popen(module_command("training.train", folder), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and "Step 1 " not in (folder / "train.log").read_text():
+            assert process.poll() is None, (folder / "train.log").read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 75, (folder / "train.log").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert summary(folder)["state"] == "preempted"
+    assert open_checkpoint(folder).step >= 1
+
+
+def test_the_failure_of_one_is_the_failure_of_the_run(workspace: Workspace) -> None:
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "model.py").write_text(
+        "import os\nfrom training.model import GPT\n"
+        "class Explodes(GPT):\n"
+        "    def loss(self, tokens, targets):\n"
+        "        value = super().loss(tokens, targets)\n"
+        "        return value * float('nan') if os.environ['RANK'] == '1' else value\n"
+        "def build_model(config):\n    return Explodes(config)\n"
+    )
+    folder = run_folder(workspace, small(parallel__kind="ddp", parallel__processes=2))
+    assert train(folder).returncode == 10
+    assert (summary(folder)["state"], summary(folder)["class"]) == ("failed", "nan")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(LabError, match=r"cannot be shared by parallel\.processes = 3"):
+        small(parallel__kind="ddp", parallel__processes=3)
+    with pytest.raises(LabError, match=r"parallel\.processes is not used"):
+        small(parallel__processes=2)
+    assert torch.distributed.is_available()
