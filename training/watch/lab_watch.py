@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: PTH, UP, BLE001  (this file runs in any Python, in environments that are not ours)
+# ruff: noqa: PTH112, PTH118, PTH123, PTH208, UP017, UP031, BLE001
 """The lab's instruments for a training loop of your own. One file, no dependencies, any Python from 3.8.
 
     import lab_watch
