@@ -93,12 +93,6 @@ def need_of(request: RunRequest, devices: Sequence[Device]) -> Need:
     if count == 0:
         return Need(0)
     need = Need(count, int((memory or 0) * GB), "" if wish.lower() == "gpu" else wish, recipe=request.kind == "recipe")
-    if request.kind == "recipe" and count > 1:
-        raise Refused(
-            f"gpu_count = {count}: the built-in trainer uses one accelerator",
-            valid="gpu_count = 1",
-            fix="drop gpu_count",
-        )
     if len(fitting(need, devices)) < count:
         raise _impossible(need, devices)
     return need

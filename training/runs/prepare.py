@@ -30,6 +30,7 @@ from workspace.settings import Settings
 MAX_HOURS = 24 * 31
 MAX_NAME = 80
 MAX_ARGUMENTS = 1000
+WATCH_FOLDER = Path(__file__).resolve().parent.parent / "watch"  # holds lab_watch.py alone, for users' scripts
 SPACE_BYTES = 64 * 2**20  # a run is refused when the disk has less
 RECIPE_FILE_BYTES = 2**20
 RECIPE_SUFFIXES = (".py", ".toml")
@@ -117,6 +118,12 @@ def _recipe(
     if config is None:
         config = configs.apply(configs.load_recipe(folder), request.overrides)
     configs.check(config)
+    if need.count > 1 and config.parallel.kind == "none":
+        raise Refused(
+            f"gpu_count = {need.count}: this recipe trains on one accelerator",
+            valid="gpu_count = 1",
+            fix='set parallel.kind = "ddp" or "fsdp", or drop gpu_count',
+        )
     for name in config.data.files:
         if not workspace.confine(name, what="data.files").exists():
             raise NotFound(f"data.files: there is no {name!r} in the workspace", fix="correct data.files")
@@ -213,7 +220,7 @@ def _command(
     request: RunRequest, script: Path, root: Path, shown: str, workspace: Workspace, settings: Settings
 ) -> tuple[list[str], dict[str, str]]:
     """Command and environment additions, as the user would run it. Unbuffered, or the log would lag behind."""
-    environment = {"PYTHONUNBUFFERED": "1"}
+    environment = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(WATCH_FOLDER)}
     python = find_python(request.python, workspace, settings)
     venv = Path(python).parent
     if (venv.parent / "pyvenv.cfg").exists():
