@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lab_mcp.doors import Doors
 
+_HOST = re.compile(rb":\d{1,5}$")
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "[::1]"])
 
 
@@ -20,10 +22,10 @@ class Guard:
     A browser has no token: it comes in through `doors` with a link that works once, and may look (GET) from then on.
     """
 
-    def __init__(self, app: ASGIApp, token: str, port: int, names: Collection[str], doors: Doors) -> None:
+    def __init__(self, app: ASGIApp, token: str, names: Collection[str], doors: Doors) -> None:
         self.app = app
         self.token = token.encode()
-        self.hosts = {f"{name}:{port}".lower().encode() for name in names}
+        self.names = {name.lower().encode() for name in names}
         self.doors = doors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,10 +52,11 @@ class Guard:
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), []).append(value)
         hosts = headers.get(b"host", [])
-        if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
+        # by any port: a tunnel's is its own, and it is the name that a rebinding attack cannot choose
+        if len(hosts) != 1 or _HOST.sub(b"", hosts[0].lower()) not in self.names:
             return 421, "this host name is not served here"
         for origin in headers.get(b"origin", []):
-            if _place(origin) not in self.hosts:
+            if _place(origin) != hosts[0].lower():
                 return 403, "requests from this origin are not allowed"
         given = headers.get(b"authorization", [])
         if len(given) == 1 and hmac.compare_digest(given[0], b"Bearer " + self.token):

@@ -75,7 +75,7 @@ def prepare(settings: ServiceSettings, root: Path) -> Remote | None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
         raise Refused(f"certificate and key do not fit together ({error})", fix="check the two files") from error
-    listener = _bind(settings.remote_host, settings.remote_port)
+    listener = bind(settings.remote_host, settings.remote_port)
     return Remote(listener, listener.getsockname()[1], names, certificate, key)
 
 
@@ -112,8 +112,10 @@ def _private(key: Path) -> None:
         raise Refused(f"the key {key.name} can be read by others", fix=f"chmod 600 {key.name}")
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address; port 0 is any free one. Raises `Unavailable`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # named TCP, or asyncio leaves Nagle's algorithm on and every answer waits 40 ms for an acknowledgement
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -121,6 +123,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Unavailable(
-            f"{host} port {port} cannot be served ({error.strerror})", fix="choose another [service] remote_port"
+            f"{host} port {port} cannot be served ({error.strerror})",
+            fix="choose another [service] port or remote_port in lab.toml",
         ) from error
     return listener

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -107,9 +106,9 @@ class Service:
         ]
         served = _Busy(Starlette(routes=routes, lifespan=lifespan), self)
         if self.beyond is not None:
-            guarded = Guard(served, self.token, self.beyond.port, self.beyond.names, self.doors)
+            guarded = Guard(served, self.token, self.beyond.names, self.doors)
             self.remote_server = self.beyond.server(guarded)
-        return Guard(served, self.token, self.port, LOOPBACK, self.doors)
+        return Guard(served, self.token, LOOPBACK, self.doors)
 
     async def _health(self, request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok", "version": version("lab-mcp"), "pid": os.getpid()})
@@ -236,23 +235,17 @@ def serve(workspace: Workspace) -> int:
     if held is None:
         print("lab-mcp: this workspace already has a running service (`lab-mcp status`)", file=sys.stderr, flush=True)
         return ANOTHER_SERVICE
-    # named TCP, or asyncio leaves Nagle's algorithm on and every answer waits 40 ms for an acknowledgement
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
     started_at = clock.now()
-    about = {
-        "pid": os.getpid(),
-        "url": f"http://127.0.0.1:{port}",
-        "started_at": started_at,
-        "version": version("lab-mcp"),
-    }
+    about = {"pid": os.getpid(), "url": "", "started_at": started_at, "version": version("lab-mcp")}
     try:
         lab = compose.build_lab(workspace, about)
+        listener = remote.bind("127.0.0.1", lab.settings.service.port)
         beyond = remote.prepare(lab.settings.service, workspace.root)
     except (LabError, OSError) as error:
         print(f"{FATAL}{error}", file=sys.stderr, flush=True)
         return REFUSED_TO_START
+    port = listener.getsockname()[1]
+    about["url"] = f"http://127.0.0.1:{port}"
     say(held, SERVING)
     previous = read_endpoint(workspace)
     token = previous.token if previous else secrets.token_urlsafe(32)

@@ -88,6 +88,7 @@ class ServiceSettings(Section):
         le=60 * 24 * 7,
         description="the service ends after this time without clients, live runs or campaigns; 0 = never",
     )
+    port: int = Field(0, ge=0, le=65535, description="on 127.0.0.1; 0 = any free one. A tunnel wants one that stays")
     remote_host: str = Field(
         "", description="address on which other machines may reach the lab, e.g. 0.0.0.0; needs certificate and key"
     )

@@ -146,7 +146,7 @@ def test_it_does_not_start_half_secured(lab: Workspace, tmp_path: Path, broken: 
             "open key": "chmod 600",
             "foreign key": "do not fit",
             "no name": "names no host",
-            "port in use": "remote_port",
+            "port in use": "choose another",
         }
         with pytest.raises(LabError, match=told[broken]):
             connection.ensure_service(lab)

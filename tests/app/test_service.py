@@ -49,9 +49,12 @@ def test_every_route_wants_token_host_and_origin(lab: Workspace) -> None:
         assert ask(endpoint.port, method, path, {"Host": host}) == 401
         assert ask(endpoint.port, method, path, {**right, "Authorization": "Bearer wrong"}) == 401
         assert ask(endpoint.port, method, path, {**right, "Host": "evil.example"}) == 421
-        assert ask(endpoint.port, method, path, {**right, "Host": "127.0.0.1:1"}) == 421
+        assert ask(endpoint.port, method, path, {**right, "Host": "127.0.0.1.evil.example"}) == 421
+        assert ask(endpoint.port, method, path, {**right, "Origin": "http://127.0.0.1:1"}) == 403
         assert ask(endpoint.port, method, path, {**right, "Origin": "http://evil.example"}) == 403
     assert ask(endpoint.port, "GET", "/healthz", {**right, "Origin": f"http://{host}"}) == 200
+    tunnel = {**right, "Host": "localhost:8443", "Origin": "http://localhost:8443"}
+    assert ask(endpoint.port, "GET", "/healthz", tunnel) == 200, "a tunnel has a port of its own"
     assert connection.live_endpoint(lab) is not None, "none of that may have shut the service down"
 
 
