@@ -13,7 +13,7 @@ from rich.table import Table
 
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.cli_client import call
-from lab_mcp.terminal import console
+from lab_mcp.terminal import console, size
 from workspace.errors import Refused
 from workspace.layout import discover
 
@@ -26,9 +26,17 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def gpu(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
-    """GPUs, CPU, memory, and what runs on them."""
-    answer = call(discover(workspace), "gpu_status", {"processes": True})
+def gpu(
+    since: Annotated[
+        str | None, typer.Option(help='also what they did since "8h" ago or a time, 2026-11-20T22:00')
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="end of that time")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """GPUs, CPU, memory, what runs on them, and what they did before."""
+    asked = {"processes": True, "since": since, "until": until}
+    answer = call(discover(workspace), "gpu_status", {k: v for k, v in asked.items() if v is not None})
     if as_json:
         print(json.dumps(answer, indent=1))
         return
@@ -52,6 +60,21 @@ def gpu(workspace: WorkspaceOption = None, as_json: JsonOption = False) -> None:
     console.print(f"running: {', '.join(answer['running']) or 'nothing'}; waiting: {answer['waiting']}")
     for note in answer["notes"]:
         console.print(f"note: {escape(note)}")
+    if answer.get("history"):
+        _history(answer["history"])
+
+
+def _history(history: dict[str, Any]) -> None:
+    for device in history["devices"]:
+        console.print(f"\n{device['device']}  {escape(device['summary'])}")
+        table = Table(box=None)
+        for column in history["columns"]:
+            table.add_column(column, justify="left" if column == "time" else "right")
+        for row in device["rows"]:
+            table.add_row(*("" if value is None else str(value) for value in row))
+        console.print(table)
+    for run in history["runs"]:
+        console.print(escape(run))
 
 
 def _with(value: Any, form: str) -> str:
@@ -117,12 +140,15 @@ def runs(
         print(json.dumps(answer, indent=1))
         return
     table = Table(box=None)
-    for column in ("run", "state", "name", "started", "seconds", "loss", "val_bpb", "note"):
-        table.add_column(column)
+    for column in ("run", "state", "name", "started", "seconds", "loss", "val_bpb", "disk", "note"):
+        table.add_column(column, justify="right" if column in ("seconds", "loss", "val_bpb", "disk") else "left")
     for item in answer["runs"]:
         progress = item.get("progress") or item.get("result") or {}
         loss = progress.get("loss", progress.get("train_loss"))
-        note = item.get("failure_class") or item.get("waiting_for") or item.get("reason") or ""
+        words = [f"alerts: {', '.join(item['alert_classes'])}"] if item["alert_classes"] else []
+        words += ["pinned"] if item.get("pinned") else []
+        words += [item.get("waiting_for") or item.get("reason") or item.get("failure_class") or ""]
+        words += item.get("cleaned") or []
         table.add_row(
             item["run_id"],
             item["state"],
@@ -131,7 +157,8 @@ def runs(
             _with(item.get("elapsed_s"), "{:.0f}"),
             "" if loss is None else f"{loss:.4f}",
             "" if progress.get("val_bpb") is None else f"{progress['val_bpb']:.4f}",
-            escape(note),
+            size(item.get("disk_bytes") or 0),
+            escape("; ".join(word for word in words if word)),
         )
     console.print(table)
     if answer.get("detail"):
@@ -145,13 +172,14 @@ def tail(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until the run has ended")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=1, max=400)] = 30,
     contains: Annotated[str | None, typer.Option(help="only lines that contain this")] = None,
+    level: Annotated[str | None, typer.Option(help="error or warning: only such lines, and whole tracebacks")] = None,
     workspace: WorkspaceOption = None,
 ) -> None:
     """The end of a run's log."""
     found = discover(workspace)
     arguments: dict[str, Any] = {"run_id": run, "lines": lines}
-    if contains:
-        arguments["contains"] = contains
+    arguments |= {"contains": contains} if contains else {}
+    arguments |= {"level": level} if level else {}
     while True:
         page = call(found, "tail_log", arguments)
         for line in page["lines"]:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 
 from lab_mcp import initialise
-from lab_mcp.terminal import console
+from lab_mcp.terminal import console, sparkline
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
@@ -40,7 +40,6 @@ QUESTIONS = [
     ("did smaller steps of the optimizer help", ["experiment"]),
     ("how large should a model be for a given amount of compute", ["paper"]),
 ]
-BARS = "▁▂▃▄▅▆▇█"
 
 
 class Demo:
@@ -194,12 +193,6 @@ class Demo:
         self.say(f"The notebook page, {os.path.relpath(page)}, begins:")
         for line in page.read_text(encoding="utf-8").splitlines()[:14]:
             self.say("  " + line)
-
-
-def sparkline(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / ((high - low) or 1)
-    return "".join(BARS[round((value - low) * scale)] for value in values)
 
 
 def _first(group: BaseExceptionGroup[LabError]) -> BaseException:

@@ -104,7 +104,7 @@ def test_what_is_of_use_stays_and_the_plan_says_why(house: House) -> None:
     latest = house.run()
     house.retention.pin(pinned, "test")
     (house.workspace.models_dir / "good").mkdir()
-    durable.write_json(house.workspace.models_dir / "good" / "model.json", {"run": promoted})
+    durable.write_json(house.workspace.models_dir / "good" / "origin.json", {"run": promoted})
     plan = house.clean(Rules(keep_latest=1), {needed: "exp-0001 is open"})
     assert removed(plan) == [ordinary, worse]
     assert plan["kept"] == {

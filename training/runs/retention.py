@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from training.promote import promoted
 from training.runs.store import value
 from training.runs.supervisor import read
 from workspace import clock, durable
@@ -163,7 +164,7 @@ class Retention:
                 found[run_id] = "its folder is a link"
             elif self.pinned(run_id):
                 found[run_id] = "pinned"
-        found |= {run_id: f"promoted as {name}" for run_id, name in promoted(self.workspace)}
+        found |= {str(model.get("run")): f"promoted as {model['name']}" for model in promoted(self.workspace)}
         for row in rows:
             if not row["ended_at"]:
                 found[row["id"]] = row["state"]
@@ -193,14 +194,6 @@ class Retention:
     def _finish_removals(self) -> None:
         for left in self.workspace.runs_dir.glob(f"{REMOVING}*"):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def promoted(workspace: Workspace) -> Iterator[tuple[str, str]]:
-    """(run, name) of every model under models/: a JSON file there says which run it came from."""
-    for file in sorted(workspace.models_dir.glob("*/*.json")):
-        run_id = read(file).get("run")
-        if isinstance(run_id, str):
-            yield run_id, file.parent.name
 
 
 def size_of(path: Path) -> int:
