@@ -1,6 +1,9 @@
-"""What memory costs: searches before and after an optimisation, and calls of the service while it indexes.
+"""What memory costs: searches as an assistant makes them, before and after an optimisation, the first one after a cold
+start, and calls of the service while it indexes.
 
-python benchmarks/memory.py [--write] [--searches] [--calls]     --write replaces the section in docs/benchmarks.md
+python benchmarks/memory.py [--write] [--bridge] [--searches] [--calls]
+
+--write replaces the section in docs/benchmarks.md.
 
 Large indexes are made of the starter shelf: each added passage holds words of it and a vector near one of its vectors,
 since embedding 50,000 passages takes a CPU a quarter of an hour. What is indexed while calls are timed is real text,
@@ -10,6 +13,7 @@ embedded as always.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -51,9 +55,14 @@ QUERIES = [
     "keyword search against dense retrieval",
     "weight decay and the learning rate",
 ]
+PEOPLE = (
+    "Ada Bo Cy Dee Eli Fay Gus Hal Ivy Jo Kim Lev Mia Ned Oda Pam Quinn Rex Sue Tim Uma Vic Wes Xia Yan Zoe".split()
+)
 SEARCHES = 120
+COLD_STARTS = 5
 IDLE_CALLS = 400
 LONGEST_S = 240.0
+NUMBERS = itertools.count()
 ABOUT_TO = OPTIMIZE_AT - 200  # passages; what is indexed for real crosses the threshold in the middle
 
 
@@ -99,11 +108,17 @@ def made(folder: Path, name: str) -> Workspace:
     return workspace
 
 
+def question(n: int) -> str:
+    """No two alike, so that nothing is answered from what was asked before."""
+    return f"{QUERIES[n % len(QUERIES)]}, {PEOPLE[n // len(QUERIES) % len(PEOPLE)]} asked {n}"
+
+
 def time_searches(memory: Memory, count: int) -> list[float]:
     seconds = []
-    for n in range(count):
+    for _ in range(count):
+        asked = question(next(NUMBERS))
         started = time.perf_counter()
-        page = memory.search(QUERIES[n % len(QUERIES)])
+        page = memory.search(asked)
         seconds.append(time.perf_counter() - started)
         assert page.hits
     return seconds
@@ -148,6 +163,64 @@ def measure_searches(folder: Path, model: embedding.Embedder) -> dict[str, dict[
     return results
 
 
+async def search_through_bridge(workspace: Workspace, count: int) -> list[float]:
+    """Seconds of each search of an assistant: client, stdio bridge, service, worker, and back."""
+    async with Client(stdio_client(bridge(workspace))) as client:
+        seconds = []
+        for n in range(count + 10):
+            asked = {"query": question(next(NUMBERS))}
+            started = time.perf_counter()
+            answer = await client.call_tool("rag_search", asked)
+            if n >= 10:
+                seconds.append(time.perf_counter() - started)
+            assert not answer.is_error and answer.structured_content["hits"], answer.content
+        return seconds
+
+
+async def first_search(workspace: Workspace) -> float:
+    """Seconds from starting the bridge, with no service running, to the answer of a search by meaning."""
+    started = time.perf_counter()
+    async with Client(stdio_client(bridge(workspace))) as client:
+        answer = (await client.call_tool("rag_search", {"query": question(next(NUMBERS))})).structured_content
+        elapsed = time.perf_counter() - started
+    assert answer["hits"] and "partial" not in answer, answer
+    return elapsed
+
+
+def bridge(workspace: Workspace) -> StdioServerParameters:
+    command = bridge_command()
+    return StdioServerParameters(command=command[0], args=command[1:], env=environment(workspace))
+
+
+def shut_down(workspace: Workspace) -> None:
+    command = [sys.executable, "-P", "-m", "lab_mcp", "shutdown"]
+    subprocess.run(command, env=environment(workspace), check=True, capture_output=True)
+
+
+def measure_bridge(folder: Path, model: embedding.Embedder) -> dict[str, dict[str, float]]:
+    """At 50,000 passages, optimised: warm searches, and the first one of a service that was not there."""
+    workspace = made(folder, "bridge")
+    prefill(workspace, model, 50_000, due=True)
+    memory = Memory(workspace, Settings())
+    memory.add("note", "note-1", "A note", "Anything written makes memory look whether it should optimise.")
+    place = store_folder(workspace)
+    before, deadline = durable.read_json(place / CURRENT)["shard"], time.monotonic() + LONGEST_S
+    while durable.read_json(place / CURRENT)["shard"] == before:
+        assert time.monotonic() < deadline
+        time.sleep(1.0)
+    memory.close()
+    try:
+        results = {"warm search, 50,000 passages": shown(anyio.run(search_through_bridge, workspace, SEARCHES))}
+        cold = []
+        for _ in range(COLD_STARTS):
+            shut_down(workspace)
+            cold.append(anyio.run(first_search, workspace))
+        results["first search, service and worker not running before"] = shown(cold)
+    finally:
+        shut_down(workspace)
+    return results
+
+
 def write_papers(workspace: Workspace) -> None:
     """Some 1,000 passages of real sentences in 40 files."""
     sentences = [sentence.strip() for text in shelf_texts() for sentence in text.split(". ") if len(sentence) > 20]
@@ -159,10 +232,8 @@ def write_papers(workspace: Workspace) -> None:
 
 async def measure_calls(workspace: Workspace) -> dict[str, dict[str, float]]:
     """`gpu_status` through the bridge: idle, while real text is indexed, and while the index is optimised as well."""
-    command = bridge_command()
-    parameters = StdioServerParameters(command=command[0], args=command[1:], env=environment(workspace))
     results: dict[str, dict[str, float]] = {}
-    async with Client(stdio_client(parameters)) as client:
+    async with Client(stdio_client(bridge(workspace))) as client:
 
         async def call() -> float:
             started = time.perf_counter()
@@ -211,22 +282,26 @@ def table(results: dict[str, dict[str, float]], last: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("write", "searches", "calls"):
+    for name in ("write", "bridge", "searches", "calls"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
-    everything = not (options.searches or options.calls)
+    everything = not (options.bridge or options.searches or options.calls)
     parts, results = [f"Measured {machine()}."], {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = embedding.load(embedding.PACKAGED_MODEL, folder)
+        if options.bridge or everything:
+            searched = measure_bridge(folder, model)
+            head = "A search as an assistant makes it, through the stdio bridge, its embedding included:"
+            parts.append(f"{head}\n\n{table(searched, 'p95_ms')}")
+            results |= searched
         if options.calls or everything:
             workspace = made(folder, "calls")
             prefill(workspace, model, ABOUT_TO, due=True)
             try:
                 calls = anyio.run(measure_calls, workspace)
             finally:
-                command = [sys.executable, "-P", "-m", "lab_mcp", "shutdown"]
-                subprocess.run(command, env=environment(workspace), check=True, capture_output=True)
+                shut_down(workspace)
             parts.append("A call of the service, through the stdio bridge:\n\n" + table(calls, "p99_ms"))
             results |= calls
         if options.searches or everything:

@@ -6,6 +6,7 @@ second hands documents to the memory. Handling a message twice leaves the same s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ class Documenting:
             "title": f"{run_id}: {record.name or record.kind}",
             "text": text,
             "date": record.created_at[:10],
-            "metadata": {"source": record.folder},
+            "metadata": {"source": record.folder, "metrics": numbers(record.summary or {})},
         }
 
     def _experiment(self, experiment_id: str) -> dict[str, Any] | None:
@@ -98,6 +99,8 @@ class Documenting:
             "metadata": {
                 "source": f"experiments/{experiment_id}/report.md",
                 "tags": [tag for tag in (record.verdict, record.hypothesis.category) if tag],
+                "campaign": record.campaign,
+                "metrics": {} if record.mean() is None else {record.hypothesis.metric: record.mean()},
             },
         }
 
@@ -133,6 +136,12 @@ class Documenting:
             "date": session.date,
             "metadata": {"source": f"docs/sessions/{session.page}"},
         }
+
+
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a run's summary, by which memory can be narrowed."""
+    found = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
 
 
 def run_sentence(record: RunRecord) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from rag.records import KINDS
@@ -61,8 +62,9 @@ class Query:
 
     def cursor(self, offset: int) -> str:
         """Where the next page begins; valid for this query only."""
-        return base64.urlsafe_b64encode(json.dumps([offset, self._digest()]).encode()).decode().rstrip("=")
+        return base64.urlsafe_b64encode(json.dumps([offset, self._digest]).encode()).decode().rstrip("=")
 
+    @cached_property
     def _digest(self) -> str:
         fields = {**asdict(self), "limit": 0, "offset": 0}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
@@ -75,7 +77,7 @@ class Query:
             offset, digest = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         except (ValueError, TypeError) as error:
             raise Refused("cursor is not one this search gave", fix="leave cursor out to start again") from error
-        if digest != self._digest() or not isinstance(offset, int) or not 0 <= offset <= DEEPEST:
+        if digest != self._digest or not isinstance(offset, int) or not 0 <= offset <= DEEPEST:
             raise Refused("cursor belongs to another query", fix="repeat the query it came from, or leave cursor out")
         return replace(self, offset=offset)
 

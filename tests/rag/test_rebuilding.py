@@ -12,6 +12,8 @@ from rag_support import eventually
 from rag.embedding.embedder import PACKAGED_MODEL, Embedder
 from rag.engine import Engine
 from rag.index.catalogue import Entry
+from rag.index.inspect import index_state
+from rag.index.store import SCHEMA
 from rag.query import check
 from workspace.layout import Workspace
 
@@ -88,3 +90,25 @@ def test_a_new_schema_starts_afresh_and_keeps_what_was_handed_over(papers: Works
     assert second.indexer.wait_idle(60)
     eventually(lambda: second.search(check("ospreys trout")).hits)
     assert second.close(10)
+
+
+def test_an_index_is_looked_at_without_opening_it(papers: Workspace, embedder: Embedder) -> None:
+    engine = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder)
+    try:
+        engine.add(note("note-1", "Ptarmigans turn white in winter."))
+        engine.add(note("note-2", "1"))
+        assert engine.indexer.wait_idle(30)
+        found = index_state(papers.index_dir)  # while it is in use
+        assert found is not None
+        assert (found.model, found.schema, found.failed, found.problem) == (PACKAGED_MODEL, SCHEMA, 1, "")
+        assert found.documents == sum(engine.status().documents.values())
+        folder = engine.generations.building.folder
+    finally:
+        assert engine.close(10)
+    (folder / "catalogue.db").write_bytes(b"not a database " * 500)
+    damaged = index_state(papers.index_dir)
+    assert damaged is not None and "cannot be read" in damaged.problem
+    (folder / "catalogue.db").unlink()
+    missing = index_state(papers.index_dir)
+    assert missing is not None and missing.problem == "its catalogue is missing"
+    assert index_state(papers.root) is None
