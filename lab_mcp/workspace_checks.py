@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 from lab_mcp import connection
 from lab_mcp.finding import GIB, Finding, error, note, ok, warn
+from rag.index.inspect import index_state
+from rag.index.store import SCHEMA
+from sessions.journal import Journal
 from training.promote import promoted
 from workspace import process
 from workspace.chat import DEFAULT_URLS
@@ -135,8 +138,24 @@ def asked_models(settings: Settings) -> list[str]:
 
 
 def memory(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
-    """Where the index of papers, notes and results is kept, and whether that place answers."""
+    """Where the index of papers, notes and results is kept, whether that place answers, and whether it is whole."""
     url = settings.rag.qdrant_url
+    if (found := index_state(workspace.index_dir)) is not None:
+        what = f"the index holds {found.documents} documents (model {found.model}, schema {found.schema})"
+        if found.problem:
+            yield error(
+                f"{what}: {found.problem}", "searches fail or miss documents",
+                "`lab-mcp shutdown`, then restore .lab/index, or remove it: `lab-mcp index` reads papers again,"
+                " notes and results enter again when they are next written",
+            )  # fmt: skip
+        elif found.model != settings.rag.model or found.schema != SCHEMA:
+            yield note(
+                f"{what}; wanted are model {settings.rag.model} and schema {SCHEMA}",
+                "the next start of memory builds the index anew beside this one, which answers by words until then",
+                "nothing",
+            )
+        else:
+            yield ok(what + (f"; {found.failed} could not be read" if found.failed else ""))
     if not url:
         if find_spec("qdrant_edge") is None:
             yield note(
@@ -255,6 +274,24 @@ def _outbox(connection_: sqlite3.Connection) -> Iterator[Finding]:
         )
 
 
+def notebook(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
+    """Every session's chain of entries, from its file: what was changed or taken out afterwards shows."""
+    paths = sorted(workspace.journal_dir.glob("*.jsonl"))
+    broken = []
+    for path in paths:
+        journal = Journal(path)
+        journal.load()
+        broken += [f"{path.stem}: {problem}" for problem in journal.problems]
+    if broken:
+        yield error(
+            f"the notebook was changed behind the lab's back: {'; '.join(broken[:3])}",
+            "its entries are chained so that this shows; what else they say may not be what was written",
+            "compare docs/sessions/.journal with git, and restore it",
+        )
+    elif paths:
+        yield ok(f"the notebook is whole: the entries of {len(paths)} session{'s'[: len(paths) > 1]} follow each other")
+
+
 def repository(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
     try:
         import git
@@ -313,5 +350,5 @@ def files(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: list[Callable[[Workspace, Settings], Iterator[Finding]]] = [
-    writable, space, models, network_file_system, premises, memory, service, database, repository, files,
+    writable, space, models, network_file_system, premises, memory, service, database, notebook, repository, files,
 ]  # fmt: skip
