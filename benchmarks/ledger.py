@@ -20,7 +20,15 @@ from report import machine, write_section
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from made_up_night import night
 
+from experiments.history import categories
 from experiments.ledger import Ledger
+from experiments.record import ExperimentRecord
+from experiments.report import figures
+from experiments.report.blocks import markdown
+from experiments.report.material import Material
+from experiments.report.methods import build
+from experiments.report.page import page
+from experiments.report.progress import progress
 from experiments.results import COLUMNS, Results, row
 from workspace import durable
 from workspace.database import Database
@@ -64,8 +72,27 @@ def measure(workspace: Workspace, count: int) -> dict[str, dict[str, float]]:
     found = {"results.tsv from every record (as it was)": timed(from_records, 3)}
     found["results.tsv, rows rendered for the first time"] = timed(results.write, 1)
     found["results.tsv, from kept rows"] = timed(results.write)
-    found["the newest ten"] = timed(lambda: ledger.find(limit=10))
+    found["list_experiments: the newest ten"] = timed(lambda: ledger.find(limit=10))
+    found["the newest fifty"] = timed(lambda: ledger.find(limit=50))
+    found["by verdict"] = timed(lambda: ledger.find(limit=50, verdict="keep"))
+    found["by category"] = timed(lambda: ledger.find(limit=50, category="architecture"))
+    found["by words that occur"] = timed(lambda: ledger.find(limit=50, text="warmdown lowers"))
+    found["by words that do not occur"] = timed(lambda: ledger.find(limit=50, text="no such words"))
+    found["the leaderboard"] = timed(lambda: ledger.leaders("val_bpb", False, 50))
+    found["one experiment whole"] = timed(lambda: ledger.get(f"exp-{count // 2:04d}"))
+    found["what was tried, by category"] = timed(lambda: categories(ledger))
+    records = [record for name in ledger.ids() if (record := ledger.get(name)) is not None]
+    found["progress figure of all of them, PNG"] = timed(lambda: figures.png(progress(records)), 3)
+    found["progress figure of 80, PNG"] = timed(lambda: figures.png(progress(records[:80])), 3)
+    found["report of 80, Markdown and HTML"] = timed(lambda: _report(records[:80]), 5)
+    found["report of all of them, Markdown and HTML"] = timed(lambda: _report(records), 2)
     return found
+
+
+def _report(records: list[ExperimentRecord]) -> None:
+    document = build(Material(what="all", lab="bench", version="0", at=records[-1].created_at, records=records))
+    markdown(document)
+    page(document)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from experiments.machine import Machine
 from experiments.overview import Overview, survey
 from experiments.ports import Device, Fingerprinter, MemoryPort, NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal
-from experiments.record import MEASURING, VERDICTS, Duplicate, ExperimentRecord
+from experiments.record import MEASURING, VERDICTS, Duplicate, ExperimentRecord, Version
 from experiments.results import Results
 from experiments.rule import Rule
 from training.config import TrainingConfig, apply, load_recipe, read_recipe
@@ -144,6 +144,25 @@ class Experiments:
             log.warning("%s is not yet in its folder: %s", record.id, error)
         return record
 
+    def amend(self, experiment: str, changes: Mapping[str, Any], why: str) -> ExperimentRecord:
+        """Word the hypothesis anew: kept as a further version; the one frozen before the runs is the one judged.
+
+        Raises `Refused` without a reason, or when the new wording cannot be tested either.
+        """
+        record = self.get(experiment)
+        if len(why.strip()) < SHORTEST_REASON:
+            raise Refused("a new version of a hypothesis needs a reason", valid="a sentence")
+        latest = record.versions[-1].hypothesis if record.versions else record.hypothesis
+        checked = hypothesis.parse({**latest.model_dump(exclude_none=True), **changes})
+        if checked != latest:
+            version = Version(
+                at=clock.now(), why=why.strip()[:600], hypothesis=checked, hypothesis_hash=checked.digest(),
+                state=record.state,
+            )  # fmt: skip
+            self.ledger.add_version(experiment, version)
+            folder.write_results(self.workspace, self.get(experiment))
+        return self.get(experiment)
+
     def cancel(self, experiment: str, by: str = "user") -> ExperimentRecord:
         """End an experiment: its runs are stopped, its verdict is `invalid`. One with a verdict stays as it is."""
         self.get(experiment)
@@ -189,13 +208,15 @@ class Experiments:
         text: str | None = None,
         before: str | None = None,
         campaign: str | None = None,
+        category: str | None = None,
     ) -> list[ExperimentRecord]:
         """Newest first, without steps and scores. `text`: words that all occur; `before`: an experiment's id."""
         if verdict is not None and verdict not in VERDICTS:
             near = closest(verdict, VERDICTS) or VERDICTS
             raise Refused(f"there is no verdict {verdict[:40]!r}", valid=", ".join(near))
+        limit = max(1, min(limit, 1000))
         return self.ledger.find(
-            limit=max(1, min(limit, 1000)), verdict=verdict, text=text, before=before, campaign=campaign
+            limit=limit, verdict=verdict, text=text, before=before, campaign=campaign, category=category
         )
 
     def leaderboard(self, limit: int = 10, metric: str = "val_bpb") -> Sequence[ExperimentRecord]:

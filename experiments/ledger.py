@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from experiments.error_budget import charge, week_of
-from experiments.record import Best, ExperimentRecord, Score, Step
+from experiments.record import Best, ExperimentRecord, Score, Step, Version
 from workspace.clock import parse, stamp
 from workspace.database import Database
 from workspace.ids import number
@@ -83,14 +83,17 @@ class Ledger:
     ) -> ExperimentRecord:
         """Store `record` in its new state together with the step that led there; `also` runs in the transaction.
 
-        A cancellation that was asked for meanwhile is kept.
+        A cancellation that was asked for meanwhile is kept, and so is another wording of the hypothesis.
         """
         with self.database.transaction() as tx:
-            asked = tx.execute(
-                "SELECT json_extract(document, '$.cancelled_by') FROM experiments WHERE id = ?", (record.id,)
-            ).fetchone()
+            row = tx.execute("SELECT document FROM experiments WHERE id = ?", (record.id,)).fetchone()
+            now = _parse(row["document"])  # what others may have added meanwhile
             changed = record.model_copy(
-                update={"steps": [*record.steps, step], "cancelled_by": record.cancelled_by or asked[0]}
+                update={
+                    "steps": [*record.steps, step],
+                    "cancelled_by": record.cancelled_by or now.cancelled_by,
+                    "versions": now.versions,
+                }
             )
             self._update(tx, changed)
             _insert_step(tx, record.id, len(record.steps), step)
@@ -118,6 +121,14 @@ class Ledger:
                 (by, experiment),
             )
             return cursor.rowcount == 1
+
+    def add_version(self, experiment: str, version: Version) -> None:
+        """Keep a later wording of a hypothesis."""
+        with self.database.transaction() as tx:
+            tx.execute(
+                "UPDATE experiments SET document = json_insert(document, '$.versions[#]', json(?)) WHERE id = ?",
+                (version.model_dump_json(), experiment),
+            )
 
     def wait(self, experiment: str, since: str | None, what: str | None) -> None:
         """Note what an experiment has been waiting for since when; None: for nothing any more."""
@@ -176,15 +187,17 @@ class Ledger:
         text: str | None = None,
         before: str | None = None,
         campaign: str | None = None,
+        category: str | None = None,
     ) -> list[ExperimentRecord]:
         """Newest first, without steps and scores. `text`: all its words occur in statement, change, why or verdict."""
         where, values = ["1"], list[Any]()
         if verdict is not None:
             where.append("verdict = ?")
             values.append(verdict)
-        if campaign is not None:
-            where.append("campaign = ?")
-            values.append(campaign)
+        for column, value in (("campaign", campaign), ("category", category)):
+            if value is not None:
+                where.append(f"{column} = ?")
+                values.append(value)
         if before is not None:
             where.append("number < ?")
             values.append(number(before, "exp") or 0)

@@ -8,6 +8,7 @@ from experiments.calibration import Calibration, calibrate
 from experiments.ledger import Ledger
 from experiments.ports import RunsPort
 from experiments.record import ExperimentRecord
+from experiments.words import count
 from training.runs.records import LIVE
 
 LEARNT = 5
@@ -104,4 +105,4 @@ def _progress(record: ExperimentRecord) -> str:
     control, candidate = len(record.scored("control")), len(record.scored("candidate"))
     if record.state in ("test_run", "gate"):
         return "test run"
-    return f"{candidate} candidate and {control} control runs scored, at most {record.rule.max_pairs} pairs"
+    return f"{candidate} candidate and {count(control, 'control run')} scored, at most {record.rule.max_pairs} pairs"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import threading
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -280,7 +281,7 @@ class Reproductions:
         checks = [_score_check(record, record.numbers, values["candidate"])]
         if "control" in values:
             sign = 1.0 if record.hypothesis.direction == "higher" else -1.0
-            checks.append(_gain_check(record.numbers, sign * (values["candidate"] - values["control"])))
+            checks.append(_gain_check(record, record.numbers, sign * (values["candidate"] - values["control"])))
         outcome: Outcome = "not comparable" if broken else "agrees" if checks[-1].inside else "differs"
         found = found.model_copy(update={"checks": checks, "differences": differences})
         return self._end(found, outcome, _sentence(found, record, outcome))
@@ -346,15 +347,25 @@ def _deciding(record: ExperimentRecord) -> dict[str, int]:
 
 
 def _score_check(record: ExperimentRecord, n: Numbers, found: float) -> Check:
-    half = _quantile(n.df) * n.noise_sd * math.sqrt(1 + 1 / n.n_candidate)
+    sd, df = _noise(record, n)
+    half = _quantile(df) * sd * math.sqrt(1 + 1 / n.n_candidate)
     mean = n.candidate_mean
     return Check(what=record.hypothesis.metric, found=found, expected=mean, low=mean - half, high=mean + half)
 
 
-def _gain_check(n: Numbers, found: float) -> Check:
+def _noise(record: ExperimentRecord, n: Numbers) -> tuple[float, float]:
+    """(standard deviation of one run, degrees of freedom): the verdict's, or else what its controls scatter."""
+    controls = [score.value for score in record.scored("control").values()]
+    if n.noise_sd == 0 and len(set(controls)) > 1:
+        return statistics.stdev(controls), len(controls) - 1.0
+    return n.noise_sd, n.df
+
+
+def _gain_check(record: ExperimentRecord, n: Numbers, found: float) -> Check:
     """One more pair: its own scatter, and what is not known of the old gain."""
-    pair = n.error**2 * n.n_candidate if n.method == "pairs" else 2 * n.noise_sd**2
-    half = _quantile(n.df) * math.sqrt(pair + n.error**2)
+    sd, df = _noise(record, n)
+    pair = n.error**2 * n.n_candidate if n.method == "pairs" else 2 * sd**2
+    half = _quantile(df) * math.sqrt(pair + n.error**2)
     return Check(what="gain", found=found, expected=n.effect, low=n.effect - half, high=n.effect + half)
 
 

@@ -16,7 +16,7 @@ from workspace import durable
 from workspace.ids import number
 from workspace.layout import Workspace
 
-FORMAT = 2  # raise when a column or a cell changes: every row is then rendered anew
+FORMAT = 3  # raise when a column or a cell changes: every row is then rendered anew
 TABLES = [
     """
     CREATE TABLE results_rows (
@@ -68,6 +68,7 @@ COLUMNS: dict[str, Callable[[ExperimentRecord], str]] = {
     "ended_at": lambda r: r.ended_at or "",
     "hypothesis_hash": lambda r: r.hypothesis_hash[:16],
     "sentence": lambda r: r.sentence or "",
+    "level": lambda r: _number(r.numbers.level if r.numbers else None, 6),
     "campaign": lambda r: r.campaign or "",
     "proposer": lambda r: r.proposer,
 }

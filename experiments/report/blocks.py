@@ -119,7 +119,8 @@ def _markdown_piece(piece: Piece) -> str:
         return f"{edge[1] and ' '}{inline(edge[2])}{edge[3] and ' '}"
     if piece.style == "code":
         return code(piece.text)
-    return f"**{inline(piece.text)}**" if piece.text.strip() else ""
+    after = " " if piece.text.endswith(" ") else ""  # within the stars it would be no emphasis
+    return f"**{inline(piece.text)}**{after}" if piece.text.strip() else ""
 
 
 # -- HTML -------------------------------------------------------------------------------------------------------------

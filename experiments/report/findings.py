@@ -27,7 +27,7 @@ def in_short(m: Material) -> list[Piece]:
         f"{count(len(m.ended), 'experiment')} with a verdict ({count(runs, 'run')}, {duration(seconds)} of running). "
     )
     if not m.kept:
-        return [said, "No change was kept: what chance alone could do explains every gain that was seen."]
+        return [said, "No change was kept: none was shown to gain as much as was asked for."]
     said += f"{count(len(m.kept), 'change')} {'was' if len(m.kept) == 1 else 'were'} kept. "
     best = next((record for record in reversed(m.kept) if record.is_best), None)
     pieces: list[Piece] = [said]

@@ -25,7 +25,8 @@ from experiments.words import count, duration, listed
 
 RULE_WORDS = {
     "alpha": "chance of keeping a change without effect, over all looks of one experiment",
-    "discard_confidence": "one-sided confidence at which a gain worth having is ruled out",
+    "first_confidence": "one-sided confidence at which the first looks rule out a gain worth finding",
+    "discard_confidence": "the same, at each look at the pairs",
     "resolution": "gains below this many standard deviations of a run are not searched for",
     "min_controls": "controls of the parent before a candidate is compared with them",
     "stale_after": "runs after which the newest control is too old",
