@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from experiments.ledger import Ledger
 from experiments.record import ExperimentRecord
@@ -27,13 +28,38 @@ def noise_of_session(ledger: Ledger, record: ExperimentRecord, machine: str) -> 
     """
     assert record.control is not None and record.yardstick is not None
     metric = record.hypothesis.metric
-    since = stamp(datetime.now(UTC) - timedelta(hours=SESSION_HOURS))
     runs = [
         Measured(recipe, experiment, score.role, score.index, score.seed, score.values[metric])
-        for recipe, experiment, score in ledger.session(record.yardstick, machine, since, record.id)
+        for recipe, experiment, score in ledger.session(record.yardstick, machine, _since(), record.id)
         if metric in score.values
     ]
     return session_noise(runs, record.control.digest, record.rule)
+
+
+def _since() -> str:
+    return stamp(datetime.now(UTC) - timedelta(hours=SESSION_HOURS))
+
+
+def canary_speeds(summary: Mapping[str, Any] | None) -> dict[str, float]:
+    """The speeds in a run's canary: {"canary.bandwidth_gb_s": 11.2, "canary.matmul_gflops.float32": 95.0}."""
+    canary = (summary or {}).get("canary")
+    if not isinstance(canary, Mapping):
+        return {}
+    found = {"canary.bandwidth_gb_s": canary.get("bandwidth_gb_s")}
+    rates = canary.get("matmul_gflops")
+    if isinstance(rates, Mapping):
+        found |= {f"canary.matmul_gflops.{name}": rate for name, rate in rates.items()}
+    return {name: float(speed) for name, speed in found.items() if isinstance(speed, int | float)}
+
+
+def slowed_run(ledger: Ledger, record: ExperimentRecord, summary: Mapping[str, Any] | None, machine: str) -> str | None:
+    """`slowed` for one run of the experiment; where the budget is not seconds, a slow machine changes no score."""
+    assert record.candidate is not None and record.yardstick is not None
+    speeds = canary_speeds(summary)
+    if not speeds or record.candidate.settings.get("budget", {}).get("kind") != "seconds":
+        return None
+    session = ledger.session(record.yardstick, machine, _since(), "")
+    return slowed(speeds, [score.values for _, _, score in session])
 
 
 def slowed(canary: Mapping[str, float], earlier: Sequence[Mapping[str, float]]) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import folder, gate
-from experiments.controls import noise_of_session
+from experiments.controls import canary_speeds, noise_of_session, slowed_run
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.ports import NotebookPort, RunsPort
@@ -143,13 +143,24 @@ class Machine:
         scores: list[Score] = []
         for role, index in wanted(*progress):
             arm = record.control if role == "control" else record.candidate
-            run = self._start(record, f"{role}/{index + 1}", role, arm, _seeded(_seed(record, index)))
+            name = f"{role}/{index + 1}"
+            void = _done(record, f"void {name}")
+            run = self._start(record, name + "/anew" * void, role, arm, _seeded(_seed(record, index)))
             if run.ended:
+                if why := slowed_run(self.ledger, record, run.summary, self.machine()):
+                    return self._void(record, name, f"run {run.id}: {why}", again=void)
                 score = self._score(record, role, index, run)
                 if isinstance(score, Refusal):
                     return self._end(record, score)
                 scores.append(score)
         return self.ledger.add_scores(record, scores) if scores else record
+
+    def _void(self, record: ExperimentRecord, name: str, why: str, *, again: bool) -> ExperimentRecord:
+        """A run on a slowed machine says nothing in a budget of seconds: once it is made anew, twice is the end."""
+        if not again:
+            return self._step(record, f"void {name}", {"why": why})
+        sentence = f"Invalid: the machine was slowed, twice in a row ({why})."
+        return self._end(record, Refusal("invalid", sentence, "propose it again when nothing else uses the machine"))
 
     def _score(self, record: ExperimentRecord, role: Role, index: int, run: RunRecord) -> Score | Refusal:
         refusal = self._failure(run, f"{role} run {run.id}")
@@ -158,7 +169,7 @@ class Machine:
             return Refusal("invalid", sentence, refusal.advice, refusal.failure_class)
         if refusal is not None:
             return refusal
-        values = gate.numeric(run.summary)
+        values = gate.numeric(run.summary) | canary_speeds(run.summary)
         needed = [record.hypothesis.metric]
         if record.hypothesis.kind == "non_inferiority":
             needed.append(record.hypothesis.cost_metric)

@@ -12,6 +12,7 @@ experiments, around the mean of each.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -61,7 +62,7 @@ class SessionNoise(BaseModel):
             return self
         at = self.position
         seen = [*self.controls, *((at + i, value) for i, value in enumerate(values, 1))]
-        steps = list(zip(seen[-len(values) - 1 :], seen[-len(values) :], strict=False))
+        steps = itertools.pairwise(seen[max(0, len(self.controls) - 1) :])
         close = [b[1] - a[1] for a, b in steps if 0 < b[0] - a[0] <= LONGEST_GAP]
         return self.model_copy(
             update={

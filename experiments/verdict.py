@@ -6,7 +6,8 @@ The first look compares the candidate's first run with the level of the session'
 candidate may be worth its runs, that is, whether a gain worth finding cannot yet be ruled out; worth finding is what
 the hypothesis calls its smallest effect, and at least `resolution` standard deviations of a run. It spends no error.
 
-Then pairs of fresh runs are made side by side, and the mean of their differences is judged by Student's t. The
+Then pairs of fresh runs are made side by side, and the mean of their differences (winsorised; Tukey & McLaughlin
+1963, Sankhya A 25:331) is judged by Student's t, whose variance comes from the differences as they are. The
 variance of a difference is estimated from this experiment's pairs and those of the session before it, which count for
 at most `PRIOR_FREEDOM` degrees of freedom (a moderated t; Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3). Where this
 candidate's own pairs scatter `OWN_SCATTER` times as much as that, they are judged by their own variance with their
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -38,6 +40,7 @@ Method = Literal["screen", "pairs", "exact"]
 
 PRIOR_FREEDOM = 24.0
 OWN_SCATTER = 2.0
+FAR = 2.0  # standard deviations from the median, beyond which a single difference counts no further
 
 
 class Numbers(BaseModel):
@@ -150,13 +153,22 @@ def _compare_pairs(rule: Rule, noise: SessionNoise, sign: float, pairs: Sequence
         variance, freedom = own / (count - 1), count - 1.0
     return _numbers(
         rule,
-        mean(gains),
+        _winsorised_mean(gains, FAR * math.sqrt(prior)),
         variance / count,
         freedom or 1.0,
         usual,
         (count, count, mean([a for a, _ in pairs]), mean([b for _, b in pairs])),
         "pairs" if variance else "exact",
     )
+
+
+def _winsorised_mean(gains: Sequence[float], reach: float) -> float:
+    """Differences further than `reach` from their median are drawn in to it: a jump of the machine between the two
+    runs of a pair, or a run gone astray, is one run's news and not the candidate's. The plain mean of up to two."""
+    if len(gains) < 3 or not reach:
+        return mean(gains)
+    middle = statistics.median(gains)
+    return mean([min(max(gain, middle - reach), middle + reach) for gain in gains])
 
 
 def _numbers(

@@ -104,10 +104,33 @@ def test_what_noise_hides_is_undecided_after_the_last_pair(tmp_path: Path) -> No
 
 
 def test_a_gain_finer_than_the_rule_looks_for_is_given_up_undecided(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "lab", in_order({"candidate/1": 1.0005}))
+    bench = Bench(tmp_path / "lab", in_order({"candidate/1": 1.0}), rule=Rule(first_confidence=0.95))
     record = bench.conclude(TINY | {"smallest_effect": 0.0001})
     assert record.verdict == "inconclusive" and "3 times the noise of one run, is ruled out" in (record.sentence or "")
     assert len(record.scored("candidate")) == 1
+
+
+def with_canaries(slow: set[str]) -> Script:
+    """Every run tells how fast the machine was; those named had half of it."""
+
+    def script(request: RunRequest, key: str) -> dict[str, Any]:
+        course = healthy(request, key)
+        rate = 50.0 if key.split("/", 1)[1] in slow else 100.0
+        canary = {"matmul_gflops": {"float32": rate}, "bandwidth_gb_s": 10.0, "seconds": 2.0}
+        return course | {"summary": course["summary"] | {"canary": canary}}
+
+    return script
+
+
+def test_a_run_on_a_slowed_machine_is_made_anew_and_twice_is_invalid(tmp_path: Path) -> None:
+    once = Bench(tmp_path / "once", with_canaries({"candidate/5"}))
+    assert once.conclude(BETTER).verdict == "keep" and "exp-0001/candidate/5/anew" in once.runs.order
+    twice = Bench(tmp_path / "twice", with_canaries({"candidate/5", "candidate/5/anew"})).conclude(BETTER)
+    assert twice.verdict == "invalid" and "slowed, twice in a row" in (twice.sentence or "")
+    assert "50% less" in (twice.sentence or "")
+    steps = {"kind": "steps", "amount": 40}
+    bench = Bench(tmp_path / "steps", with_canaries({"candidate/5"}))
+    assert bench.conclude(BETTER, budget=steps).verdict == "keep" and not any("anew" in k for k in bench.runs.order)
 
 
 def failing(purpose: str, **course: Any) -> Script:
@@ -323,6 +346,21 @@ def test_what_is_missing_for_too_long_ends_an_experiment_with_the_reason(
         time.sleep(0.01)
     record = bench.lab.get("exp-0001")
     assert record.verdict == "invalid" and "it could not go on: the fingerprint" in str(record.sentence)
+
+
+def test_a_later_wording_is_a_version_of_its_own_and_is_not_judged(bench: Bench) -> None:
+    proposed = bench.lab.propose(BETTER)
+    with pytest.raises(Refused, match="needs a reason"):
+        bench.lab.amend(proposed.id, {"smallest_effect": 0.04}, "")
+    bench.lab.amend(proposed.id, {"smallest_effect": 0.9}, "it was asked for too little")
+    bench.finish()
+    with pytest.raises(Refused, match="too vague"):
+        bench.lab.amend(proposed.id, {"statement": "It got better"}, "hindsight knows")
+    record = bench.lab.get(proposed.id)
+    assert record.verdict == "keep" and record.hypothesis.smallest_effect == 0.01
+    assert [(v.hypothesis.smallest_effect, v.state) for v in record.versions] == [(0.9, "proposed")]
+    page = (bench.workspace.experiment_dir(record.id) / "report.md").read_text()
+    assert "version 2" in page and "it was asked for too little" in page
 
 
 def test_predictions_are_compared_with_what_was_measured(bench: Bench) -> None:

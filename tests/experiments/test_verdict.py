@@ -1,4 +1,4 @@
-"""The verdict: what is kept, what is not, and how often chance alone is kept."""
+"""The verdict: what is kept, what is not, in which words, and after which runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import random
 
 import pytest
 
+from experiments.error_budget import ErrorBudget, charge, week_of
 from experiments.hypothesis import Hypothesis
-from experiments.verdict import SEEDS, Rule, compare, judge, seed_of, wanted
+from experiments.rule import TEST_SEED, Rule, seed_of, stage, wanted
+from experiments.session_noise import Measured, SessionNoise, session_noise
+from experiments.verdict import Runs, Verdict, judge
 
 RULE = Rule()
+FIRST = RULE.min_controls  # replicate of the first pair
+CONTROLS = (1.000, 1.003, 0.999, 1.001)
 
 
 def claim(**changes: object) -> Hypothesis:
@@ -23,174 +28,215 @@ def claim(**changes: object) -> Hypothesis:
     return Hypothesis.model_validate(values | changes)
 
 
-def test_interval_is_the_textbook_one() -> None:
-    """Against scipy's own two-sample t test with equal variances."""
-    from scipy import stats
+def verdict(
+    first: float,
+    pairs: list[tuple[float, float]] = [],  # noqa: B006  never changed
+    *,
+    beside: float | None = None,
+    controls: tuple[float, ...] = CONTROLS,
+    costs: list[tuple[float, float]] | None = None,
+    rule: Rule = RULE,
+    noise: SessionNoise | None = None,
+    **claims: object,
+) -> Verdict:
+    """Of a candidate whose first run scored `first`, with (control, candidate) pairs after that."""
+    control = dict(enumerate(controls)) | {FIRST + i: a for i, (a, _) in enumerate(pairs)}
+    candidate = {0: first} | {FIRST + i: b for i, (_, b) in enumerate(pairs)}
+    if beside is not None:
+        control[FIRST] = beside
+    runs = Runs(control, candidate)
+    if costs is not None:
+        runs = runs._replace(
+            control_cost={FIRST + i: a for i, (a, _) in enumerate(costs)},
+            candidate_cost={FIRST + i: b for i, (_, b) in enumerate(costs)},
+        )
+    return judge(claim(**claims), rule, noise or SessionNoise(), runs)
 
-    control, candidate = [1.0, 1.2, 0.9, 1.1], [0.8, 0.7, 0.95]
-    rule = Rule(confidence=0.95, min_candidates=6, paired=False)  # a single look: no correction
-    numbers = compare(control, candidate, False, rule)
-    test = stats.ttest_ind(control, candidate, equal_var=True)
-    if numbers.method == "pooled":
-        low, high = test.confidence_interval(0.95)
-        assert numbers.low == pytest.approx(low) and numbers.high == pytest.approx(high)
-        assert numbers.p == pytest.approx(test.pvalue / 2)
-    assert numbers.method == "pooled"
+
+def test_a_clear_gain_is_kept_and_only_after_three_pairs() -> None:
+    assert not verdict(0.95).final
+    pairs = [(1.001, 0.951), (0.999, 0.950), (1.002, 0.953)]
+    for count in (1, 2):
+        assert not verdict(0.95, pairs[:count]).final
+    kept = verdict(0.95, pairs)
+    assert kept.decision == "keep" and kept.final and kept.numbers is not None
+    assert kept.numbers.effect == pytest.approx(0.0493, abs=1e-4) and kept.numbers.low > 0
+    assert kept.sentence.startswith("Kept: val_bpb is lower by 0.0493") and "3 pairs of runs" in kept.sentence
+    assert kept.numbers.n_control == kept.numbers.n_candidate == 3, "the run that was selected is not counted"
 
 
-def test_paired_interval_is_the_textbook_one() -> None:
-    """Two intervals at half the error each; the narrower is read."""
+def test_the_interval_of_pairs_is_the_textbook_one_where_nothing_else_is_known() -> None:
+    """Against scipy's own paired t test."""
     from scipy import stats
 
     control, candidate = [1.0, 1.2, 0.9, 1.1], [0.9, 1.15, 0.85, 1.0]
-    numbers = compare(control, candidate, False, Rule(min_candidates=6))
-    low, high = stats.ttest_rel(control, candidate).confidence_interval(0.975)
-    assert numbers.method == "paired" and numbers.level == pytest.approx(0.975)
+    pairs = list(zip(control, candidate, strict=True))
+    noise = SessionNoise(position=4, controls=((1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)))  # of no measured scatter
+    numbers = verdict(0.9, pairs, controls=(), noise=noise).numbers
+    assert numbers is not None
+    test = stats.ttest_rel(control, candidate)
+    low, high = test.confidence_interval(RULE.level)
     assert (numbers.low, numbers.high) == (pytest.approx(low), pytest.approx(high))
+    assert numbers.p == pytest.approx(test.pvalue / 2) and numbers.df == 3
 
 
-def test_equal_seeds_show_a_gain_that_is_smaller_than_the_noise() -> None:
-    control = [1.00, 1.05, 0.95, 1.02]
-    candidate = [score - 0.01 + offset for score, offset in zip(control, (0.0, 0.0004, -0.0003, 0.0), strict=True)]
-    assert judge(claim(smallest_effect=0.005), control, candidate, RULE).decision == "keep"
-    assert judge(claim(smallest_effect=0.005), control, candidate[::-1], RULE).decision == "inconclusive"
+def test_earlier_pairs_of_the_session_sharpen_the_noise() -> None:
+    pairs = [(1.001, 0.991), (0.999, 0.994), (1.002, 0.995)]
+    alone = verdict(0.99, pairs).numbers
+    known = SessionNoise(pair_squares=20 * 4e-6, pair_freedom=20.0)
+    helped = verdict(0.99, pairs, noise=known).numbers
+    assert alone is not None and helped is not None
+    assert helped.df > alone.df and helped.high - helped.low < alone.high - alone.low
+    assert helped.effect == alone.effect
 
 
-def test_a_clear_gain_is_kept_and_only_after_the_second_run() -> None:
-    control = [1.000, 1.002, 0.998]
-    first = judge(claim(), control, [0.950], RULE)
-    assert first.decision == "inconclusive" and not first.final
-    second = judge(claim(), control, [0.950, 0.951], RULE)
-    assert second.decision == "keep" and second.final
-    assert second.numbers is not None
-    assert second.numbers.effect == pytest.approx(0.0495) and second.numbers.low > 0
-    assert second.sentence.startswith("Kept: val_bpb is lower by 0.0495")
+def test_a_candidate_that_scatters_more_is_judged_by_its_own_scatter() -> None:
+    pairs = [(1.0, 0.90), (1.0, 1.02), (1.0, 0.96), (1.0, 0.98)]
+    numbers = verdict(0.9, pairs, noise=SessionNoise(pair_squares=20 * 4e-6, pair_freedom=20.0)).numbers
+    assert numbers is not None and numbers.df == 3 and numbers.low < 0
+
+
+def test_a_single_run_gone_astray_does_not_carry_the_mean() -> None:
+    usual = [(1.001, 0.999), (0.999, 1.000), (1.002, 1.001), (1.0, 1.0)]
+    straight, astray = verdict(0.99, usual).numbers, verdict(0.99, [*usual[:3], (1.05, 1.0)]).numbers
+    assert straight is not None and astray is not None
+    assert astray.effect < 0.004 and astray.low < straight.low
 
 
 def test_a_real_but_worthless_gain_is_discarded() -> None:
-    verdict = judge(claim(smallest_effect=0.2), [1.0, 1.002, 0.998], [0.95, 0.951, 0.949], RULE)
-    assert verdict.decision == "discard"
+    assert verdict(0.95, [(1.0, 0.95), (1.001, 0.951), (0.999, 0.949)], smallest_effect=0.2).decision == "discard"
 
 
 def test_the_wrong_way_is_discarded_after_one_run() -> None:
-    verdict = judge(claim(), [1.0, 1.002, 0.998], [1.2], RULE)
-    assert verdict.decision == "discard" and "wrong way" in verdict.sentence
+    found = verdict(1.2)
+    assert (
+        found.decision == "discard"
+        and "wrong way" in found.sentence
+        and "1 run against 4 control runs" in found.sentence
+    )
+    assert stage(RULE, 0, [], [0]) == 1
 
 
 def test_direction_higher() -> None:
-    verdict = judge(
-        claim(metric="tokens_per_s", direction="higher", kind="cost", smallest_effect=10.0),
-        [100.0, 101.0, 99.0],
-        [150.0, 151.0],
-        RULE,
-    )
-    assert verdict.decision == "keep" and "higher by 50.5" in verdict.sentence
+    found = verdict(
+        150.0,
+        [(100.0, 150.0), (101.0, 151.5), (99.0, 149.0)],
+        controls=(100.0, 101.0, 99.0, 100.5),
+        metric="tokens_per_s", direction="higher", kind="cost", smallest_effect=10.0,
+    )  # fmt: skip
+    assert found.decision == "keep" and "higher by 50.2" in found.sentence
 
 
 def test_noise_as_large_as_the_gain_is_undecided_to_the_last_pair() -> None:
-    control = [1.00, 1.05, 0.95, 1.02, 0.98, 1.01]
-    candidate = [1.03, 0.93, 0.99, 0.97, 1.00, 0.98]
-    verdict = judge(claim(smallest_effect=0.005), control, candidate, RULE)
-    assert verdict.decision == "inconclusive" and verdict.final
-    assert "pairs would be needed" in verdict.sentence
-    assert not judge(claim(smallest_effect=0.005), control[:3], candidate[:3], RULE).final
-
-
-def test_history_sharpens_the_noise() -> None:
-    control, candidate = [1.0, 1.01, 0.99], [0.97, 0.98]
-    alone = compare(control, candidate, False, RULE)
-    pooled = compare(control, candidate, False, RULE, [[2.0, 2.01, 1.99], [3.0, 3.01, 2.99]])
-    assert pooled.df == alone.df + 4 and pooled.high - pooled.low < alone.high - alone.low
-    assert pooled.effect == alone.effect
+    rule = Rule(max_pairs=4)
+    pairs = [(1.00, 0.97), (1.05, 1.00), (0.95, 0.96), (1.02, 0.97)]
+    controls = (1.0, 1.03, 0.97, 1.01)
+    assert not verdict(0.9, pairs[:3], controls=controls, smallest_effect=0.005, rule=rule).final
+    found = verdict(0.9, pairs, controls=controls, smallest_effect=0.005, rule=rule)
+    assert found.decision == "inconclusive" and found.final and "pairs would be needed" in found.sentence
 
 
 def test_scores_that_do_not_vary_prove_nothing_about_quality() -> None:
-    verdict = judge(claim(), [1.0] * 3, [0.5, 0.5], RULE)
-    assert verdict.decision == "inconclusive" and verdict.final and "does not vary" in verdict.sentence
-    cheaper = claim(metric="parameters.total", kind="cost", smallest_effect=10)
-    assert judge(cheaper, [100.0] * 3, [80.0, 80.0], RULE).decision == "keep"
-    assert judge(cheaper, [100.0] * 3, [95.0], RULE).decision == "discard"
+    same = (1.0,) * 4
+    found = verdict(0.5, [(1.0, 0.5), (1.0, 0.5)], controls=same)
+    assert found.decision == "inconclusive" and found.final and "does not vary" in found.sentence
+    assert not verdict(0.5, [(1.0, 0.5)], controls=same).final
+    assert verdict(1.0, controls=same).decision == "discard", "a metric no seed reaches"
+    cheaper = {"metric": "parameters.total", "kind": "cost", "smallest_effect": 10, "controls": (100.0,) * 4}
+    assert verdict(80.0, [(100.0, 80.0)] * 2, **cheaper).decision == "keep"  # type: ignore[arg-type]
+    assert verdict(95.0, **cheaper).decision == "discard"  # type: ignore[arg-type]
 
 
 def test_non_inferiority_needs_both_halves() -> None:
-    same = claim(kind="non_inferiority", smallest_effect=0.05, smallest_saving=0.3)
-    control, candidate = [1.0, 1.004, 0.996], [1.001, 1.003, 0.999]
-    half = judge(same, control, candidate, RULE, control_cost=[10, 10.1, 9.9], candidate_cost=[5, 5.1, 4.9])
+    pairs = [(1.0, 1.001), (1.004, 1.003), (0.996, 0.999)]
+    same = {"kind": "non_inferiority", "smallest_effect": 0.05, "smallest_saving": 0.3}
+    half = verdict(1.0, pairs, costs=[(10, 5), (10.1, 5.1), (9.9, 4.9)], **same)  # type: ignore[arg-type]
     assert half.decision == "keep" and half.saving is not None and half.saving.effect == pytest.approx(0.5)
-    dear = judge(same, control, candidate, RULE, control_cost=[10, 10.1, 9.9], candidate_cost=[10, 10.1, 9.9])
+    dear = verdict(1.0, pairs, costs=[(10, 10), (10.1, 9.9), (9.9, 10)], **same)  # type: ignore[arg-type]
     assert dear.decision == "discard" and "training_seconds" in dear.sentence
-    worse = judge(same, control, [1.2, 1.21], RULE, control_cost=[10, 10.1, 9.9], candidate_cost=[5, 5])
+    worse = verdict(1.3, costs=[], **same)  # type: ignore[arg-type]
     assert worse.decision == "discard" and "margin" in worse.sentence
+    free = verdict(1.0, pairs, costs=[(0.0, 0.0)] * 3, **same)  # type: ignore[arg-type]
+    assert free.decision == "discard" and "nothing of it can be saved" in free.sentence
 
 
-@pytest.mark.parametrize("bad", [([1.0], [1.0]), ([1.0, 1.1], []), ([1.0, math.nan], [1.0])])
-def test_too_little_or_broken_scores_are_refused(bad: tuple[list[float], list[float]]) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        compare(*bad, False, RULE)
+def test_too_little_or_broken_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        verdict(math.nan)
+    with pytest.raises(ValueError, match="first look"):
+        verdict(1.0, controls=())
 
 
 def test_order_of_runs() -> None:
-    assert wanted(RULE, [], []) == [("control", 0), ("candidate", 0), ("control", 1), ("control", 2)]
-    assert wanted(RULE, [0], [0]) == [("control", 1), ("control", 2)]
-    assert wanted(RULE, [0, 1, 2], [0]) == [("candidate", 1)]
-    assert wanted(RULE, [0, 1, 2], [0, 1, 2]) == [("control", 3), ("candidate", 3)]
-    assert wanted(RULE, [0, 1, 2, 3], [0, 1, 2]) == [("candidate", 3)]
-    assert wanted(RULE, [0, 1, 2, 3, 4], []) == [("candidate", 0)]
-    assert wanted(RULE, range(6), range(6)) == []
+    order: list[str] = []
+    control, candidate = set[int](), set[int]()
+    while runs := wanted(RULE, 4, control, candidate):
+        for role, index in runs:
+            (control if role == "control" else candidate).add(index)
+        order.append(" ".join(f"{'AB'[role == 'candidate']}{index}" for role, index in runs))
+    assert order[:5] == ["A0 A1 A2 A3 B0", "A4", "B4", "B5 A5", "A6 B6"]
+    assert len(order) == RULE.max_pairs + 2
+    assert wanted(RULE, 0, [], []) == [("candidate", 0)]
 
 
-def test_generations_have_seeds_of_their_own_as_far_as_the_list_goes() -> None:
-    taken = [{seed_of(RULE, generation, index) for index in range(RULE.max_pairs)} for generation in range(4)]
-    assert not taken[0] & taken[1] and not taken[1] & taken[2] and not taken[2] & taken[3]
-    assert SEEDS[-1] not in set().union(*taken)
-    assert seed_of(Rule(max_pairs=20), 7, 19) == SEEDS[19]
+def test_every_experiment_has_seeds_of_its_own() -> None:
+    taken = [
+        {seed_of(experiment, index) for index in range(RULE.min_controls + RULE.max_pairs)} for experiment in range(9)
+    ]
+    assert len(set().union(*taken)) == sum(map(len, taken)) and TEST_SEED not in set().union(*taken)
+    assert all(0 <= seed < 2**32 for seed in (seed_of(10**6, 20), seed_of(0, 0)))
 
 
-def simulate(
-    effect: float, campaigns: int, *, seed: int, smallest: float = 1.0, candidate_sd: float = 1.0, shared: float = 0.0
-) -> tuple[float, float]:
-    """Share of experiments kept and mean candidate runs; noise N(0, 1), `effect` in its standard deviations.
+def test_stale_controls_are_made_anew() -> None:
+    def runs(count: int) -> list[Measured]:
+        controls = [Measured("parent", "1", "control", i, i, 1.0 + 0.001 * i) for i in range(4)]
+        return controls + [Measured("other", str(2 + i), "candidate", 0, 9 + i, 1.0) for i in range(count)]
 
-    `shared`: correlation of control and candidate of equal seed.
-    """
-    draw = random.Random(seed)
-    hypothesis = claim(smallest_effect=smallest)
-    kept = runs = 0
-    for _ in range(campaigns):
-        common = [draw.gauss(0, 1) for _ in range(RULE.max_pairs)]
-        scores: dict[str, dict[int, float]] = {"control": {}, "candidate": {}}
-        while True:
-            for role, index in wanted(RULE, list(scores["control"]), list(scores["candidate"])):
-                noise = math.sqrt(shared) * common[index] + math.sqrt(1 - shared) * draw.gauss(0, 1)
-                scores[role][index] = noise if role == "control" else candidate_sd * noise - effect
-            control, candidate = (list(scores[role].values()) for role in ("control", "candidate"))
-            verdict = judge(hypothesis, control, candidate, RULE)
-            if verdict.final:
-                break
-        kept += verdict.decision == "keep"
-        runs += len(candidate)
-    return kept / campaigns, runs / campaigns
+    assert session_noise([], "parent", RULE).missing(RULE) == RULE.min_controls
+    assert session_noise(runs(RULE.stale_after - 1), "parent", RULE).missing(RULE) == 0
+    assert session_noise(runs(RULE.stale_after), "parent", RULE).missing(RULE) == 1
+    assert session_noise(runs(0), "another parent", RULE).missing(RULE) == RULE.min_controls
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
-def test_null_simulation(shared: float) -> None:
-    """Without any effect our rule keeps about 1 change in 100, keep-if-lower every second one."""
-    kept, runs = simulate(0.0, 2000, seed=1, shared=shared)
-    assert kept < 0.02  # nominal bound 0.025
-    assert runs < 4
-
-
-def test_keep_if_lower_for_comparison() -> None:
+def test_noise_is_that_of_neighbours_and_the_level_follows_a_jump() -> None:
     draw = random.Random(1)
-    assert sum(draw.gauss(0, 1) < draw.gauss(0, 1) for _ in range(2000)) / 2000 > 0.45
+    before = [Measured("p", "1", "control", i, i, draw.gauss(0, 1)) for i in range(40)]
+    gap = [Measured("q", "2", "candidate", 0, 99, 0.0)] * 6
+    after = [Measured("p", "3", "control", i, 100 + i, draw.gauss(20, 1)) for i in range(4)]
+    noise = session_noise([*before, *gap, *after], "p", RULE)
+    assert 0.5 < noise.run_variance < 1.6, "the jump is not noise"
+    assert noise.level(noise.position + 1)[0] > 15
 
 
-def test_power_simulation() -> None:
-    """An effect of three standard deviations is found; with shared seeds, one of a single standard deviation."""
-    assert simulate(3.0, 500, seed=2)[0] > 0.85
-    assert simulate(1.0, 500, seed=2, shared=0.97, smallest=0.3)[0] > 0.85
+def test_error_budget_is_never_overspent_and_outlives_its_plan() -> None:
+    budget, spent = ErrorBudget(total=0.05, planned=80), list[float]()
+    for _ in range(400):
+        spent.append(budget.allot(spent))
+    assert sum(spent) <= 0.05 and min(spent) > 0 and spent[0] == spent[20] > spent[100]
+    assert budget.allot([0.0] * 500) == spent[0], "what was screened out or kept costs nothing"
+    assert ErrorBudget(planned=None).allot([]) > 0
+    assert ErrorBudget(total=0.01).allot([0.005] * 4) < 1e-9, "an overdrawn budget gives next to nothing"
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        ErrorBudget(total=5)
 
 
-def test_a_candidate_that_scatters_twice_as_much_does_not_break_the_bound() -> None:
-    kept, _ = simulate(0.0, 1500, seed=3, candidate_sd=2.0)
-    assert kept < 0.03
+def test_what_is_charged() -> None:
+    assert charge(0.002, ended=False, confirmed=False, kept=False) == 0.002
+    assert charge(0.002, ended=True, confirmed=True, kept=False) == 0.002
+    assert charge(0.002, ended=True, confirmed=False, kept=False) == 0.0
+    assert charge(0.002, ended=True, confirmed=True, kept=True) == 0.0
+    assert week_of("2026-11-22T23:59:59.000Z") == "2026-W47" != week_of("2026-11-23T00:00:00.000Z")
+
+
+def test_looks_share_their_alpha() -> None:
+    """Against 200,000 random walks."""
+    import numpy as np
+
+    rule = Rule(alpha=0.01, min_pairs=3, max_pairs=10)
+    walks = np.random.default_rng(5).standard_normal((200_000, 10)).cumsum(axis=1)
+    from scipy.special import ndtri
+
+    counts = np.arange(3, 11)
+    crossed = (walks[:, 2:] / np.sqrt(counts) > -ndtri(rule.look_alpha)).any(axis=1).mean()
+    assert crossed == pytest.approx(rule.alpha, rel=0.08)
+    assert rule.look_alpha > rule.alpha / 8, "less wasteful than the union bound"

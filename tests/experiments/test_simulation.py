@@ -1,0 +1,62 @@
+"""Simulated campaigns: the rule holds its error where others do not. Fixed seeds, bounds that can be missed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from experiments import other_rules
+from experiments.simulation import NOISES, SimulatedMachine, our_campaign, simulate, upper_bound
+from lab_mcp.cli_simulate import simulate_command
+
+
+@pytest.mark.parametrize(("noise", "drift"), [("normal", "none"), ("t3", "jumps"), ("outliers", "walk")])
+def test_few_campaigns_keep_anything_without_effect(noise: str, drift: str) -> None:
+    found = simulate(our_campaign, noise, drift, False, range(40))  # type: ignore[arg-type]
+    assert found.with_false_keep <= 5  # of 40; at a true rate of 5 % this is missed once in seventy times
+    assert found.null_cost / found.nulls < 2.7
+
+
+def test_keep_if_lower_keeps_chance_every_night() -> None:
+    found = simulate(other_rules.keep_if_lower, "normal", "none", False, range(40))
+    assert found.with_false_keep > 35 and 3.0 < found.false_keeps / found.campaigns < 6.0
+
+
+def test_the_rules_of_others_keep_chance_in_most_campaigns() -> None:
+    for rule in (other_rules.mad_confidence, other_rules.two_seeds, other_rules.bootstrap_medians, other_rules.bca):
+        assert simulate(rule, "normal", "none", False, range(6)).with_false_keep >= 3, rule.__name__
+
+
+@pytest.mark.parametrize("drift", ["none", "jumps"])
+def test_an_effect_of_three_standard_deviations_is_mostly_found(drift: str) -> None:
+    found = simulate(our_campaign, "normal", drift, True, range(30))  # type: ignore[arg-type]
+    assert found.planted == 240 and found.found / found.planted > 0.72
+
+
+def test_the_same_seed_gives_the_same_campaigns() -> None:
+    assert simulate(our_campaign, "t3", "walk", True, range(3)) == simulate(our_campaign, "t3", "walk", True, range(3))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_noise_is_what_it_is_called(noise: str) -> None:
+    machine = SimulatedMachine(noise, "none", [3], runs=20_000)  # type: ignore[arg-type]
+    scores = [machine.run(0.0) for _ in range(19_000)]
+    mean = sum(scores) / len(scores)
+    variance = sum((score - mean) ** 2 for score in scores) / len(scores)
+    expected = {"normal": (0.0, 1.0), "t3": (0.0, 1.0), "outliers": (0.2, 1 + 16 * 0.05 * 0.95)}[noise]
+    assert mean == pytest.approx(expected[0], abs=0.05) and variance == pytest.approx(expected[1], rel=0.35)
+
+
+def test_upper_bound_is_clopper_and_pearsons() -> None:
+    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100)) and upper_bound(5, 5) == 1.0
+
+
+def test_command() -> None:
+    app = typer.Typer()
+    app.command()(simulate_command)
+    done = CliRunner().invoke(app, ["--campaigns", "10", "--no-others", "--workers", "1", "--json"])
+    rows = json.loads(done.stdout)
+    assert done.exit_code == 0 and len(rows) == 9 and {row["campaigns"] for row in rows} == {10}
