@@ -30,7 +30,7 @@ class RagSearchArguments(Arguments):
     where: list[str] | None = Field(None, max_length=8, description='e.g. "campaign=camp-0001", "val_bpb<1.2"')
     variants: list[str] | None = Field(None, max_length=4, description="the question in other words")
     cursor: str | None = Field(None, max_length=400, description="`next_cursor` of an earlier answer")
-    web: bool = Field(False, description="also ask the web search of lab.toml")
+    web: bool = Field(False, description="also search the web")
 
 
 class HitView(Result):
@@ -92,7 +92,7 @@ class RagIndexArguments(Arguments):
     paths: list[str] | None = Field(
         None, max_length=50, description="files or folders in the workspace; default papers/. Only what changed is read"
     )
-    arxiv: str | None = Field(None, max_length=500, description="first fetch these ids (with PDF) or a query's papers")
+    arxiv: str = Field("", max_length=500, description="ids to fetch first (with PDF), or a query (abstracts)")
     wait_s: float = Field(30.0, ge=0, le=300, description="answer after this at the latest; indexing goes on alone")
 
 
@@ -124,7 +124,7 @@ class RagIndexResult(Result):
 
 async def rag_index(lab: Lab, arguments: RagIndexArguments, caller: Caller) -> RagIndexResult:
     source, asked = Arxiv(lab.workspace, lab.settings), arguments.arxiv
-    papers = await anyio.to_thread.run_sync(source.fetch, asked) if asked is not None else []
+    papers = await anyio.to_thread.run_sync(source.fetch, asked) if asked else []
     report = await anyio.to_thread.run_sync(lambda: lab.memory.index(arguments.paths, wait_s=arguments.wait_s))
     status = await anyio.to_thread.run_sync(lab.memory.status)
     shown = RagIndexResult.model_fields.keys() - {"failed", "documents", "arxiv", "next"}
@@ -164,8 +164,9 @@ TOOLS: list[Tool[Any, Any]] = [
         title="Index papers",
         description=(
             "Take new, changed, moved or deleted files under papers/ (or the paths given) into memory: PDF, Markdown, "
-            "text, HTML, LaTeX, notebooks, BibTeX. Only what changed is read again; files that cannot be read are "
-            "listed with the reason. Use it after the user has added papers. Notes, sessions and experiments are indexed by themselves."
+            "text, HTML, LaTeX, notebooks, BibTeX. Only what changed is read again; unreadable ones are "
+            "listed with the reason. Use it after the user has added papers. Notes, sessions and experiments come by "
+            "themselves."
         ),
         arguments=RagIndexArguments,
         result=RagIndexResult,

@@ -16,10 +16,10 @@ class WriteSessionNoteArguments(Arguments):
     section: str = Field(
         "Results", max_length=40, description="Objective, Hypothesis, Method, Results, Analysis or Next steps"
     )
-    session_id: str | None = Field(None, max_length=40, description="another session than this conversation's")
-    runs: list[str] | None = Field(None, max_length=20, description="ids of runs it is about")
+    session_id: str | None = Field(None, max_length=40, description="another session than this one")
+    runs: list[str] | None = Field(None, max_length=20)
     experiments: list[str] | None = Field(None, max_length=20)
-    papers: list[str] | None = Field(None, max_length=20, description="files under papers/, arXiv ids or titles")
+    papers: list[str] | None = Field(None, max_length=20, description="files, arXiv ids or titles")
     author: Literal["assistant", "user"] = Field("assistant", description="user: the user's own words, verbatim")
     idempotency_key: str | None = Field(
         None, min_length=4, max_length=100, description="the same key adds nothing twice"
