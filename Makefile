@@ -23,7 +23,11 @@ check: $(STAMP)  ## style and types
 bench: $(STAMP)  ## the figures of docs/benchmarks.md
 	$(BIN)/python benchmarks/latency.py --write
 	$(BIN)/python benchmarks/memory.py --write
+	$(BIN)/python benchmarks/ledger.py --write
+	$(BIN)/python benchmarks/indexing.py --write
+	$(BIN)/python benchmarks/campaigns.py --write
 	$(BIN)/python benchmarks/runs.py --write
+	$(BIN)/python benchmarks/verdicts.py --write
 
 setup: $(STAMP)
 

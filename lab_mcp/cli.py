@@ -196,6 +196,7 @@ def main() -> None:
         cli_rag,
         cli_results,
         cli_runs,
+        cli_simulate,
         cli_sources,
         cli_top,
     )
@@ -210,6 +211,7 @@ def main() -> None:
     cli_results.register(app)
     cli_models.register(app)
     cli_clean.register(app)
+    app.command("simulate")(cli_simulate.simulate_command)
     app.command()(cli_top.top)
     try:
         app(prog_name="lab-mcp")
