@@ -12,8 +12,10 @@ from pydantic import Field
 from experiments.calibration import Calibration
 from experiments.campaign_view import CampaignView
 from experiments.folder import report_page
+from experiments.history import categories
 from experiments.overview import Line
 from experiments.record import ExperimentRecord
+from experiments.words import count
 from tools import bounds
 from tools.hardware import summary
 from tools.lab import Lab
@@ -111,6 +113,7 @@ class ListExperimentsArguments(Arguments):
     verdict: Verdict | None = None
     text: str | None = Field(None, max_length=200, description="words that all occur in hypothesis or change")
     campaign_id: str | None = Field(None, max_length=40)
+    category: str | None = Field(None, max_length=60)
     best: bool = Field(False, description="the leaderboard of kept experiments instead of the newest")
     limit: int = Field(10, ge=1, le=50)
     before: str | None = Field(None, max_length=40, description="older than this id (from `more`)")
@@ -119,6 +122,7 @@ class ListExperimentsArguments(Arguments):
 class ListExperimentsResult(Result):
     experiments: list[ExperimentView]
     more: str | None = Field(None, description="pass as `before` for older ones")
+    tried: str | None = Field(None, description="with category: what came of it so far; of an unknown one, of all")
     report: str | None = Field(None, description="with experiment_id: hypothesis, numbers, every run")
     live_runs: list[str] = Field([], description="with experiment_id: its runs that run or wait now")
     next: str | None = None
@@ -137,6 +141,7 @@ async def list_experiments(lab: Lab, arguments: ListExperimentsArguments, caller
                 text=arguments.text,
                 before=arguments.before,
                 campaign=arguments.campaign_id,
+                category=arguments.category,
             )
         )
     shown = bounds.first([view(record) for record in found], bounds.RESULT_CHARACTERS - 200)
@@ -145,7 +150,12 @@ async def list_experiments(lab: Lab, arguments: ListExperimentsArguments, caller
         note = f"{len(found) - len(shown)} further ones do not fit one answer; all are in results.tsv" if cut else None
         return ListExperimentsResult(experiments=shown, next=note)
     more = shown[-1].experiment_id if cut or len(found) == arguments.limit else None
-    return ListExperimentsResult(experiments=shown, more=more)
+    tried = None
+    if arguments.category is not None:
+        known = await anyio.to_thread.run_sync(categories, lab.experiments.ledger)
+        chosen = [each for each in known if each.name == arguments.category] or known
+        tried = "; ".join(str(each) for each in chosen[:12]) or "no experiment names a category yet"
+    return ListExperimentsResult(experiments=shown, more=more, tried=tried)
 
 
 async def _one(lab: Lab, experiment: str, wait_s: float, caller: Caller) -> ListExperimentsResult:
@@ -171,7 +181,8 @@ async def _one(lab: Lab, experiment: str, wait_s: float, caller: Caller) -> List
 
 
 def scored(record: ExperimentRecord) -> str:
-    return f"{len(record.scored('candidate'))} candidate and {len(record.scored('control'))} control runs scored"
+    candidate, control = len(record.scored("candidate")), len(record.scored("control"))
+    return f"{candidate} candidate and {count(control, 'control run')} scored"
 
 
 def _fraction(record: ExperimentRecord) -> float:

@@ -9,6 +9,7 @@ import pytest
 from made_up_night import night
 
 from experiments import results
+from experiments.history import categories
 from experiments.ledger import Ledger
 from experiments.record import ExperimentRecord
 from experiments.results import COLUMNS, Results, escape
@@ -76,3 +77,24 @@ def test_no_text_breaks_a_row() -> None:
 
 def _with(record: ExperimentRecord, claim: object) -> ExperimentRecord:
     return record.model_copy(update={"hypothesis": claim})
+
+
+def test_what_was_tried_in_a_category_is_counted(tmp_path: Path, ledger: Ledger) -> None:
+    made = list(night(60))
+    ledger.restore(made)
+    found = {category.name: category for category in categories(ledger)}
+    assert sum(category.tried for category in found.values()) == 60
+    mine = [record for record in made if record.hypothesis.category == "schedule"]
+    kept = [record for record in mine if record.verdict == "keep" and record.numbers]
+    assert (found["schedule"].tried, found["schedule"].kept) == (len(mine), len(kept))
+    assert found["schedule"].last == mine[-1].id
+    assert found["schedule"].best_effect == max((r.numbers.effect for r in kept if r.numbers), default=None)
+    assert [r.id for r in ledger.find(limit=100, category="schedule")] == [record.id for record in reversed(mine)]
+    one = categories_of_one(tmp_path)
+    assert "1 experiment," in one and "1 experiments" not in one
+
+
+def categories_of_one(tmp_path: Path) -> str:
+    other = Ledger(Database(tmp_path / "other.db"))
+    other.restore(night(1))
+    return str(categories(other)[0])
