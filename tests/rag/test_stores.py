@@ -18,7 +18,7 @@ from rag.index.catalogue import Catalogue, Entry
 from rag.index.edge import EdgeStore
 from rag.index.place import Place, forget, place_for
 from rag.index.server import QdrantStore, connector, local_connector, shown
-from rag.index.store import Narrowing, Passage, Store
+from rag.index.store import Narrowing, Passage, Range, Store
 from rag.index.words import PlainWords, StemmedWords, Words
 from rag.query import check
 from workspace.errors import Unavailable
@@ -106,6 +106,24 @@ def test_filters(store: Store) -> None:
     assert numbers(Narrowing(since=1800.0)) == {18, 19}
     assert numbers(Narrowing(ids=(passages[4].id, passages[9].id))) == {4, 9}
     assert numbers(Narrowing(ids=(passages[4].id, passages[9].id), kinds=("paper",))) == {9}
+
+
+def test_filters_by_campaign_and_metric(store: Store) -> None:
+    held = [passage(n, campaign=f"camp-{n % 2}", metrics={"val_bpb": n / 10, "tokens": 1e9 * n}) for n in range(8)]
+    store.upsert([*held, passage(9)], vectors(9))
+    by_id = {one.id: one for one in held}
+
+    def numbers(**narrowed: object) -> set[int]:
+        found = store.words("common sentence", 50, Narrowing(**narrowed))  # type: ignore[arg-type]
+        return {int(by_id[name].document[4:]) for name, _ in found}
+
+    assert numbers(campaign="camp-1") == {1, 3, 5, 7}
+    assert numbers(ranges=(Range("val_bpb", low=0.2, high=0.5),)) == {2, 3, 4, 5}
+    assert numbers(ranges=(Range("val_bpb", low=0.2, high=0.5, open=True),)) == {3, 4}
+    assert numbers(ranges=(Range("tokens", low=5e9), Range("val_bpb", high=0.6))) == {5, 6}
+    assert numbers(ranges=(Range("val_bpb", low=0.5),), campaign="camp-0") == {6}
+    assert numbers(ranges=(Range("absent", low=0.0),)) == set()
+    assert store.passages([held[3].id])[held[3].id] == held[3]
 
 
 def test_what_is_stored_comes_back_whole(store: Store) -> None:
