@@ -14,9 +14,11 @@ from lab_mcp import compose
 from tools.lab import Lab
 from tools.tool import Caller
 from training.runs.alerts.alert import Alert, write_once
+from training.runs.alerts.watch import Watch
 from workspace import clock, durable
 from workspace.errors import LabError, Refused
 from workspace.layout import Workspace
+from workspace.settings import Settings
 
 pytestmark = pytest.mark.anyio
 WAITING = "import time\nprint('ERROR: disk is slow')\nprint('step 1')\ntime.sleep(600)\n"
@@ -116,3 +118,25 @@ async def test_what_the_machine_did_last_night(opened: Lab) -> None:
     for wrong in ({"since": "last night"}, {"until": "2h"}, {"since": "1h", "until": "2h"}):
         with pytest.raises(Refused):
             await ask(opened, "gpu_status", **wrong)
+
+
+async def test_a_rule_set_to_stop_ends_a_real_run_with_its_reason(opened: Lab) -> None:
+    run = await start(
+        opened,
+        "import json, os, time\n"
+        "for step in range(5):\n"
+        "    with open(os.environ['LAB_RUN_DIR'] + '/metrics.jsonl', 'a') as file:\n"
+        "        file.write(json.dumps({'step': step, 'loss': float('nan') if step == 4 else 2.0}) + '\\n')\n"
+        "time.sleep(600)\n",
+    )
+    settings = Settings.model_validate({"alerts": {"nan": "stop"}})
+    watch = Watch(opened.workspace, settings, opened.runs, opened.hardware)
+    with anyio.fail_after(60):
+        while not opened.runs.alerts(run):
+            await anyio.to_thread.run_sync(opened.runs.tick)
+            await anyio.to_thread.run_sync(watch.round)
+            await anyio.sleep(0.05)
+    first = await ask(opened, "wait_for_run", run_id=run, timeout_s=60)  # tells of the alert
+    answer = first if first["ended"] else await ask(opened, "wait_for_run", run_id=run, timeout_s=60)
+    assert answer["state"] == "cancelled" and "nan: loss is nan at step 4" in answer["reason"]
+    assert [alert["class"] for alert in answer["alerts"]] == ["nan"]
