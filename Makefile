@@ -23,6 +23,7 @@ check: $(STAMP)  ## style and types
 bench: $(STAMP)  ## the figures of docs/benchmarks.md
 	$(BIN)/python benchmarks/latency.py --write
 	$(BIN)/python benchmarks/memory.py --write
+	$(BIN)/python benchmarks/retrieval.py --write
 	$(BIN)/python benchmarks/ledger.py --write
 	$(BIN)/python benchmarks/indexing.py --write
 	$(BIN)/python benchmarks/campaigns.py --write
