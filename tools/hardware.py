@@ -21,10 +21,8 @@ GIB = 2**30
 
 class GpuStatusArguments(Arguments):
     processes: bool = Field(False, description="also list the processes on each device")
-    since: str | None = Field(
-        None, max_length=40, description='also what the devices did since "8h" ago or a time: "2026-11-20T22:00"'
-    )
-    until: str | None = Field(None, max_length=40, description="end of that time; default: now")
+    since: str | None = Field(None, max_length=40, description='also the past since "8h" ago or "2026-11-20T22:00"')
+    until: str | None = Field(None, max_length=40, description="its end; default now")
 
 
 class GpuStatusResult(Result):
@@ -151,8 +149,8 @@ TOOLS: list[Tool[Any, Any]] = [
         title="Hardware status",
         description=(
             "What the machine has and what it is doing: every GPU with utilisation, memory, temperature, power and "
-            "clocks, the CPU and its memory, and which runs use them; with `since` also what they did, e.g. last "
-            "night. Use it before starting anything, and when the user asks about the GPU. It costs nothing. For one "
+            "clocks, the CPU and its memory, and which runs use them; with `since` also last night. "
+            "Use it before starting anything, and when the user asks about the GPU. It costs nothing. For one "
             "run's own progress use wait_for_run or list_runs."
         ),
         arguments=GpuStatusArguments,

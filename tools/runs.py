@@ -355,7 +355,7 @@ TOOLS: list[Tool[Any, Any]] = [
         name="wait_for_run",
         title="Wait for a run",
         description=(
-            "Wait until a run has ended or an alert is raised (loss flat or rising, stalled, leaking...), at most "
+            "Wait until a run has ended or raises an alert, at most "
             "timeout_s (default 50); reports progress meanwhile and returns the result when there is one. Call it "
             "again while `ended` is false. Prefer it to polling list_runs."
         ),
