@@ -14,7 +14,7 @@ from workspace.errors import LabError, NotFound
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 54rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c; }
 h1 { border-bottom: 2px solid #ccc; padding-bottom: .3rem; margin-top: 3rem; } h2 { margin-top: 2rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; }
+table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1rem 0; }
 th, td { border: 1px solid #ccc; padding: .25rem .6rem; text-align: left; vertical-align: top; }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; } code { font-size: .9em; background: #f4f4f4; }
 blockquote { border-left: 3px solid #ccc; margin-left: 0; padding-left: 1rem; color: #555; }
@@ -56,13 +56,16 @@ def _extent(sessions: Sequence[Session]) -> str:
 def document(pages: Sequence[tuple[Session, str]], fmt: str) -> str:
     """One document of these pages, with a list of them at the front when there are several."""
     parts = [text.strip() for _, text in pages]
-    if len(pages) > 1:
-        listed = [f"- {session.id}: {_plain(session.title)}" for session, _ in pages]
-        parts.insert(0, "\n".join([f"# Lab notebook, {pages[0][0].id} to {pages[-1][0].id}", "", *listed]))
+    head = f"# Lab notebook, {pages[0][0].id} to {pages[-1][0].id}\n\n"
     if fmt == "md":
-        return "\n\n---\n\n".join(parts) + "\n"
-    body = "\n<hr>\n".join(f"<article>\n{rendered(part)}</article>" for part in parts)
-    return html_page(pages[0][0].title if len(pages) == 1 else "Lab notebook", body)
+        listed = [f"- {session.id}: {_plain(session.title)}" for session, _ in pages]
+        front = [head + "\n".join(listed)] if len(pages) > 1 else []
+        return "\n\n---\n\n".join([*front, *parts]) + "\n"
+    linked = [f"- [{session.id}](#s-{session.id}) {_plain(session.title)}" for session, _ in pages]
+    articles = [f"<nav>\n{rendered(head + chr(10).join(linked))}</nav>"] if len(pages) > 1 else []
+    for (session, _), part in zip(pages, parts, strict=True):
+        articles.append(f'<article id="s-{session.id}">\n{rendered(part)}</article>')
+    return html_page(pages[0][0].title if len(pages) == 1 else "Lab notebook", "\n<hr>\n".join(articles))
 
 
 def rendered(markdown: str) -> str:

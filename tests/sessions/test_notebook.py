@@ -334,6 +334,8 @@ def test_export_as_one_document(lab: Any) -> None:
     page = lab.notebook.export("all", "html")
     assert page.startswith("<!doctype html>") and "<table>" not in page.split("<style>")[0]
     assert "<script" not in page and "&lt;script" in page
+    for session in lab.notebook.list():
+        assert f'href="#s-{session.id}"' in page and f'<article id="s-{session.id}">' in page
     with pytest.raises(LabError, match=r"FROM\.\.TO"):
         lab.notebook.export("yesterday")
     with pytest.raises(NotFound):
