@@ -71,7 +71,6 @@ def test_need(wish: dict[str, Any], devices: list[Card], count: int) -> None:
         ({"gpu_count": 2, "gpu_memory_min_gb": 24, "kind": "script"}, MIXED, "2 accelerators with at least 24 GB"),
         ({"prefer_resource": "NVIDIA H20 0"}, MIXED, "closest: NVIDIA H200"),
         ({"prefer_resource": "gpu"}, [], "only the CPU"),
-        ({"gpu_count": 2}, TWO, "built-in trainer uses one"),
     ],
 )
 def test_impossible_needs_are_refused_with_what_there_is(wish: dict[str, Any], devices: list[Card], words: str) -> None:
@@ -205,6 +204,28 @@ def test_a_run_that_waits_for_two_cards_is_not_passed_by(make_bench: Callable[..
     bench.end(running)
     bench.printed(both, "\n")
     assert bench.text(both).strip() == "GPU-0000-0,GPU-0000-1"
+    assert bench.runs.get(small).state == "queued"
+
+
+def test_a_run_that_waits_for_memory_is_not_passed_by(make_bench: Callable[..., Bench]) -> None:
+    """The device's memory is used by our own run: whoever asked for more of it comes next all the same."""
+    free = [16]
+
+    def card() -> list[Card]:
+        return [Card(0, memory_free_bytes=free[0] * GB)]
+
+    bench = make_bench(devices=card)
+    first = bench.start(WAITS)
+    bench.printed(first, "\n")
+    free[0] = 2
+    large, small = bench.start(WAITS, gpu_memory_min_gb=10), bench.start(WAITS)
+    bench.runs.tick()
+    assert f"cuda:0 is held by {first}" in (bench.runs.get(large).waiting_for or "")
+    assert "the runs before it" in (bench.runs.get(small).waiting_for or "")
+    free[0] = 16
+    bench.runs.stop(first)
+    bench.end(first)
+    bench.printed(large, "\n")
     assert bench.runs.get(small).state == "queued"
 
 

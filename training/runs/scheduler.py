@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
@@ -124,8 +125,9 @@ class Scheduler:
             return Waiting("the runs before it in the queue", tuple(ahead))
         held = self._hold(row["id"], need, free, room, active, without)
         if held is None:
-            reserved.update(names)
-            return self._who_holds(need, names, possible, without)
+            holders = self._holders([_lease_name(d) for d in possible] if need.count else names)
+            reserved.update(names, holders)
+            return self._who_holds(need, holders, possible, without)
         try:
             return self._launch(row["id"], need, held, devices)
         finally:
@@ -149,17 +151,18 @@ class Scheduler:
         if need.count == 0 or places == 1:
             return self.leases.acquire_some(names, max(1, need.count), run=run_id, workspace=root)
         held: list[Lease] = []
-        devices = [d for d in room if _lease_name(d) in names]
-        for device in devices:
-            beside = [row for row in active if device.id in json.loads(row["devices"])]
-            others = [Need(**json.loads(row["need"])) for row in beside]
-            if not placement.fits_beside(need, device, others, places):
-                without[device.id] = f"{device.id} has no room beside {_names([row['id'] for row in beside])}"
-            else:
-                held += self.leases.share(_lease_name(device), places, run=run_id, workspace=root) or []
-            if len(held) == 2 * need.count:  # the device's lock and a place on it
-                return held
-        leasing.release(held)
+        with contextlib.ExitStack() as unless_complete:
+            unless_complete.callback(lambda: leasing.release(held))
+            for device in (d for d in room if _lease_name(d) in names):
+                beside = [row for row in active if device.id in json.loads(row["devices"])]
+                others = [Need(**json.loads(row["need"])) for row in beside]
+                if not placement.fits_beside(need, device, others, places):
+                    without[device.id] = f"{device.id} has no room beside {_names([row['id'] for row in beside])}"
+                else:
+                    held += self.leases.share(_lease_name(device), places, run=run_id, workspace=root) or []
+                if len(held) == 2 * need.count:  # the device's lock and a place on it
+                    unless_complete.pop_all()
+                    return held
         return None
 
     def _launch(self, run_id: str, need: Need, held: Sequence[Lease], devices: Sequence[Device]) -> Waiting | None:
@@ -185,14 +188,15 @@ class Scheduler:
                 self.store.unclaim(tx, run_id)
             self._retry_at[run_id] = time.monotonic() + RETRY_S
             return Waiting(f"another attempt to start it: {error.strerror}")
+        self._retry_at.pop(run_id, None)
         return None
 
     def _who_holds(
-        self, need: Need, names: Sequence[str], possible: Sequence[Device], without: dict[str, str]
+        self, need: Need, holders: Mapping[str, Holder], possible: Sequence[Device], without: dict[str, str]
     ) -> Waiting:
-        ids = {_lease_name(d): d.id for d in possible} if need.count else {}
+        ids = {_lease_name(d): d.id for d in possible}
         told, blockers = [], []
-        for name, holder in self._holders(list(ids) or names).items():
+        for name, holder in holders.items():
             device = ids.get(name, name)
             told.append(f"{device} is held by {self.holder(holder)}" + self._room_beside(without.pop(device, "")))
             ours = holder.workspace == str(self.workspace.root)
