@@ -121,6 +121,9 @@ def report_page(record: ExperimentRecord) -> str:
         lines += [*numbers_table(h.cost_metric, record.saving), ""]
     if record.scores:
         lines += ["## Runs", "", *_runs_table(record), ""]
+    for nth, version in enumerate(record.versions, 2):
+        lines += [f"## Hypothesis, version {nth}", "", f"Written {version.at} ({version.state}), not judged: "
+                  f"{version.why}", "", version.hypothesis.statement, ""]  # fmt: skip
     if record.advice:
         lines += ["## Next", "", record.advice, ""]
     if record.notes:

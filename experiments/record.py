@@ -78,6 +78,16 @@ class Duplicate(Frozen):
     exact: bool
 
 
+class Version(Frozen):
+    """A later wording of the hypothesis. It is kept beside the frozen one, which alone is judged."""
+
+    at: str
+    why: str
+    hypothesis: Hypothesis
+    hypothesis_hash: str
+    state: State = Field(description="of the experiment when it was written")
+
+
 class ExperimentRecord(Frozen):
     """One experiment, whole. Effects are in the metric's units, positive = better. Times are ISO 8601 UTC."""
 
@@ -90,6 +100,7 @@ class ExperimentRecord(Frozen):
     failure_class: str | None = None
     hypothesis: Hypothesis
     hypothesis_hash: str
+    versions: list[Version] = Field([], description="later wordings of the hypothesis; the frozen one is judged")
     created_at: str
     ended_at: str | None = None
     session: str | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lab_mcp import connection
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.cli_client import call
 from lab_mcp.terminal import console
@@ -27,6 +29,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print the tool's answe
 
 def register(app: typer.Typer) -> None:
     app.add_typer(campaign_app, name="campaign")
+    app.command()(amend)
+
+
+def amend(
+    experiment: Annotated[str, typer.Argument(help="experiment id, e.g. exp-0012")],
+    statement: Annotated[str, typer.Argument(help="the hypothesis in other words")],
+    why: Annotated[str, typer.Option(help="why it is worded anew; kept")],
+    workspace: WorkspaceOption = None,
+) -> None:
+    """Word a hypothesis anew: a further version beside the frozen one, which alone is judged."""
+    endpoint = connection.ensure_service(discover(workspace))
+    body = {"changes": {"statement": statement}, "why": why}
+    path = f"/api/experiments/{quote(experiment, safe='')}/hypothesis"
+    made = connection.request(endpoint, "POST", path, body)
+    console.print(f"{made['experiment_id']}: version {made['versions']}")
 
 
 @campaign_app.command()

@@ -46,7 +46,15 @@ def routes(lab: Lab) -> list[Route]:
         form: Any = request.query_params.get("format", "md")
         return JSONResponse({"document": await anyio.to_thread.run_sync(lambda: lab.notebook.export(wanted, form))})
 
+    async def amend(request: Request) -> Response:
+        body: dict[str, Any] = await request.json()
+        changes, why = dict(body.get("changes") or {}), str(body.get("why") or "")
+        name = request.path_params["experiment"]
+        made = await anyio.to_thread.run_sync(lambda: lab.experiments.amend(name, changes, why))
+        return JSONResponse({"experiment_id": made.id, "versions": len(made.versions) + 1})
+
     return [
+        Route("/api/experiments/{experiment}/hypothesis", refusing(amend), methods=["POST"]),
         Route("/api/sessions", refusing(listed), methods=["GET"]),
         Route("/api/sessions", refusing(new), methods=["POST"]),
         Route("/api/sessions/{session}", refusing(page), methods=["GET"]),
