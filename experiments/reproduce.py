@@ -10,22 +10,20 @@ that a kill at any point loses and doubles nothing.
 from __future__ import annotations
 
 import logging
-import math
-import statistics
 import threading
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from experiments import gate
+from experiments.agreement import LEVEL, Check, compare, gain_check, score_check
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.ports import NotebookPort, RunsPort
 from experiments.preflight import configuration
-from experiments.record import Arm, ExperimentRecord
+from experiments.record import Arm, ExperimentRecord, Frozen
 from experiments.rule import SEED_BLOCK, Role, seed_of
-from experiments.verdict import Numbers
 from experiments.words import count, listed, measured
 from training.runs.records import RunRecord, RunRequest
 from workspace import clock, durable
@@ -42,7 +40,6 @@ TABLES = [
     CREATE INDEX reproductions_open ON reproductions (experiment) WHERE open = 1
     """
 ]
-LEVEL = 0.95  # of the prediction interval
 ATTEMPTS = 3  # of a run that was lost or preempted
 MOST = SEED_BLOCK // 2  # reproductions of one experiment: their seeds are taken from the end of its block
 # what of a run's summary tells how it was made; the first ones make scores that cannot be compared
@@ -50,24 +47,6 @@ YARDSTICK = ("data", "evaluated")
 CIRCUMSTANCES = ("versions", "backend", "dtype", "compile", "parameters", "recipe_files")
 Outcome = Literal["agrees", "differs", "not comparable", "failed"]
 log = logging.getLogger(__name__)
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Check(Frozen):
-    """One number beside where it was expected."""
-
-    what: str
-    found: float
-    expected: float
-    low: float
-    high: float
-
-    @property
-    def inside(self) -> bool:
-        return self.low <= self.found <= self.high or math.isclose(self.found, self.expected, rel_tol=1e-12)
 
 
 class Reproduction(Frozen):
@@ -278,10 +257,10 @@ class Reproductions:
             more = self._differences(record, runs["control"], "control")
             broken, differences = broken or more[0], list(dict.fromkeys([*differences, *more[1]]))
         assert record.numbers is not None
-        checks = [_score_check(record, record.numbers, values["candidate"])]
+        checks = [score_check(record, record.numbers, values["candidate"])]
         if "control" in values:
             sign = 1.0 if record.hypothesis.direction == "higher" else -1.0
-            checks.append(_gain_check(record, record.numbers, sign * (values["candidate"] - values["control"])))
+            checks.append(gain_check(record, record.numbers, sign * (values["candidate"] - values["control"])))
         outcome: Outcome = "not comparable" if broken else "agrees" if checks[-1].inside else "differs"
         found = found.model_copy(update={"checks": checks, "differences": differences})
         return self._end(found, outcome, _sentence(found, record, outcome))
@@ -295,8 +274,8 @@ class Reproductions:
             then, now = self.runs.get(old).summary or {}, run.summary or {}
         except NotFound:
             return False, [f"what {old} was made with is not known any more: its run is gone"]
-        broken = _compare(then, now, YARDSTICK)
-        return bool(broken), [*broken, *_compare(then, now, CIRCUMSTANCES)]
+        broken = compare(then, now, YARDSTICK)
+        return bool(broken), [*broken, *compare(then, now, CIRCUMSTANCES)]
 
     def _end(self, found: Reproduction, outcome: Outcome, sentence: str) -> Reproduction:
         """Tell the notebook and the folder, then close it: whatever is killed in between is told again, once."""
@@ -344,56 +323,6 @@ def _deciding(record: ExperimentRecord) -> dict[str, int]:
     """Seed by run of the candidate's runs the verdict rests on, newest first."""
     scores = sorted(record.scored("candidate").values(), key=lambda score: -score.index)
     return {score.run: score.seed for score in scores}
-
-
-def _score_check(record: ExperimentRecord, n: Numbers, found: float) -> Check:
-    sd, df = _noise(record, n)
-    half = _quantile(df) * sd * math.sqrt(1 + 1 / n.n_candidate)
-    mean = n.candidate_mean
-    return Check(what=record.hypothesis.metric, found=found, expected=mean, low=mean - half, high=mean + half)
-
-
-def _noise(record: ExperimentRecord, n: Numbers) -> tuple[float, float]:
-    """(standard deviation of one run, degrees of freedom): the verdict's, or else what its controls scatter."""
-    controls = [score.value for score in record.scored("control").values()]
-    if n.noise_sd == 0 and len(set(controls)) > 1:
-        return statistics.stdev(controls), len(controls) - 1.0
-    return n.noise_sd, n.df
-
-
-def _gain_check(record: ExperimentRecord, n: Numbers, found: float) -> Check:
-    """One more pair: its own scatter, and what is not known of the old gain."""
-    sd, df = _noise(record, n)
-    pair = n.error**2 * n.n_candidate if n.method == "pairs" else 2 * sd**2
-    half = _quantile(df) * math.sqrt(pair + n.error**2)
-    return Check(what="gain", found=found, expected=n.effect, low=n.effect - half, high=n.effect + half)
-
-
-def _quantile(df: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, (1 + LEVEL) / 2))
-
-
-def _compare(then: Mapping[str, Any], now: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    """`versions.torch: 2.13.0, then 2.11.0` for every value that is in both and differs."""
-    before, after = _flat(then, names), _flat(now, names)
-    changed = [key for key in before if key in after and before[key] != after[key]]
-    gone = [f"{key}: not reported now, then {_short(before[key])}" for key in before if key not in after]
-    return [f"{key}: {_short(after[key])}, then {_short(before[key])}" for key in changed] + gone
-
-
-def _flat(summary: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in summary.items():
-        if prefix or name in names:
-            found |= _flat(value, names, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:16]}…"
 
 
 def _sentence(found: Reproduction, record: ExperimentRecord, outcome: Outcome) -> str:
