@@ -22,6 +22,7 @@ from training.budget import Clock
 from training.canary import Canary
 from training.data import PreparedData
 from training.distributed import SHARDS, Group, agree_on, whole, write_shards
+from training.energy import Meter
 from training.evaluate import evaluate, looks_ahead
 from training.failure import NotANumber, Preempted, RecipeProblem
 from training.hardware.backend import Backend, Choice
@@ -29,11 +30,13 @@ from training.hardware.peak_flops import Peak
 from training.job import CHECKPOINTS, METRICS, Job
 from training.loader import Rows, TrainingLoader, evaluation_rows
 from training.optim import set_rates
+from training.profile import Profiler
 from training.recipe_code import Builders
 from training.report import Reporter, say
 from training.schedule import rates
 from training.score import Evaluation
 from training.snapshot import Writer
+from training.trackers import Tracker
 from training.validation import ValidationCurve
 from workspace import clock, durable
 from workspace.errors import Refused
@@ -73,6 +76,11 @@ class Trainer:
         self.warm_up_seconds = 0.0
         self.reporter = self._reporter()
         self.writer = Writer(job.folder / CHECKPOINTS, config.checkpoint.keep)
+        first = self.group.first
+        self.tracker = Tracker(config.tracker if first else "none", job.folder, config.model_dump(mode="json"))
+        self.profiler = Profiler(job.folder, config.profile.steps if first else 0)
+        self.meter: Meter | None = None
+        self._energy_at = (0.0, 0.0)
         self.curve = ValidationCurve()
         self.stopped_early: str | None = None
         self.devices: list[dict[str, float]] = []  # of several processes, at the newest step
@@ -106,10 +114,12 @@ class Trainer:
         gc.collect()
         gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
         self._saved_at = time.monotonic()
+        self.meter, self._energy_at = Meter(self.backend), (0.0, time.monotonic())
         try:
             while self.clock.progress < 1 and not self.stopped_early:
                 self._one_step()
                 self._between_steps()
+                self.profiler.between_steps()
         except _Interrupted:
             self.save_checkpoint()
             raise Preempted("SIGTERM; the checkpoint is written") from None
@@ -119,6 +129,8 @@ class Trainer:
             raise
         finally:
             gc.unfreeze()
+            self.profiler.close()
+            self.tracker.close()
         self.save_checkpoint()
 
     def _one_step(self) -> None:
@@ -243,6 +255,7 @@ class Trainer:
             self._judge(result)
             metrics = self.job.folder / METRICS
             report.evaluated(metrics, self.clock.steps, self.clock.seconds, result.as_json(), full=False)
+            self.tracker.log({"step": self.clock.steps} | result.as_json())
         if self._save_agreed:
             self.save_checkpoint(wait=False)
 
@@ -394,8 +407,21 @@ class Trainer:
             "memory_bytes": self.backend.memory_now_bytes(),
             "progress": round(progress, 5),
             "devices": self.devices or None,
-        }
+        } | self._energy(rate)
+        self.tracker.log(record)
         self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s())
+
+    def _energy(self, tokens_per_s: float) -> dict[str, float]:
+        """Mean power since the last report in watts, and joules a token; nothing where no counter can be read."""
+        joules, now = (self.meter.joules() if self.meter else None), time.monotonic()
+        before, at = self._energy_at
+        if joules is None:
+            return {}
+        self._energy_at = (joules, now)
+        if joules <= before:
+            return {}
+        watts = (joules - before) / (now - at)
+        return {"power_w": round(watts, 2), "joules_per_token": watts / tokens_per_s}
 
     def _reporter(self) -> Reporter:
         cpu = self.backend.kind == "cpu"

@@ -128,6 +128,7 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
         "warm_up_seconds": trainer.warm_up_seconds,
         "checkpoint_stall_seconds": trainer.writer.stalled_s,
         "tokens_per_s": rate,
+        "energy": _energy(trainer),
         "peak_memory_bytes": backend.peak_memory_bytes(),
         "parameters": _parameters(trainer),
         "depth": config.model.depth,
@@ -145,6 +146,14 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
         "compile": trainer.compile_choice.as_json(),
         "versions": _versions(),
     }
+
+
+def _energy(trainer: Trainer) -> dict[str, Any] | None:
+    """What training took by a counter of the machine, this attempt's part; None where there is none."""
+    joules = None if trainer.meter is None else trainer.meter.joules()
+    if joules is None or trainer.meter is None or not trainer.clock.tokens:
+        return None
+    return {"joules": joules, "joules_per_token": joules / trainer.clock.tokens, "source": trainer.meter.source}
 
 
 def _sample(trainer: Trainer) -> str:

@@ -1,0 +1,37 @@
+"""Energy by the machine's own counters: NVIDIA's of the device in use, else the processors' (RAPL); often neither."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from training.hardware.backend import Backend
+from training.watch.lab_watch import energy_joules
+
+
+class Meter:
+    """Joules since the meter was made; `joules()` is None where nothing can be read."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._read, self.source = _counter(backend)
+        self._before = self._read()
+
+    def joules(self) -> float | None:
+        now = self._read()
+        return None if now is None or self._before is None or now < self._before else now - self._before
+
+
+def _counter(backend: Backend) -> tuple[Callable[[], float | None], str]:
+    if backend.kind == "cuda":
+        with contextlib.suppress(Exception):  # no driver library, no such counter on this card
+            nvml: Any = importlib.import_module("pynvml")
+            nvml.nvmlInit()
+            uuid = f"GPU-{torch.cuda.get_device_properties(backend.device).uuid}"
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+            return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0, "the device's counter"
+    return energy_joules, "the processors' counters (RAPL)"
