@@ -111,6 +111,7 @@ def _recipe(
     if request.args:
         raise Refused("args belong to a run of kind script", valid="overrides, config and recipe_dir")
     from training import config as configs
+    from training import trackers
     from training import size
 
     folder = request.recipe_dir or workspace.recipe_dir
@@ -118,6 +119,7 @@ def _recipe(
     if config is None:
         config = configs.apply(configs.load_recipe(folder), request.overrides)
     configs.check(config)
+    trackers.check(config.tracker)
     if need.count > 1 and config.parallel.kind == "none":
         raise Refused(
             f"gpu_count = {need.count}: this recipe trains on one accelerator",
