@@ -98,9 +98,7 @@ class Preflight:
         )
         return self._look(record, control, candidate, control_dir, candidate_dir)
 
-    def changed_files(
-        self, parent: str, hypothesis: Hypothesis
-    ) -> tuple[dict[str, bytes | None], TrainingConfig]:
+    def changed_files(self, parent: str, hypothesis: Hypothesis) -> tuple[dict[str, bytes | None], TrainingConfig]:
         """The files of recipe/ that differ from the parent's, and the settings after the patch, before the change.
 
         Raises `Refused` for a patch that does not apply, does not parse, or moves the yardstick.
