@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,17 @@ class Meter:
     def __init__(self, backend: Backend) -> None:
         self._read, self.source = _counter(backend)
         self._before = self._read()
+        self._told = (0.0, time.monotonic())
+
+    def since_last(self, tokens_per_s: float) -> dict[str, float]:
+        """Mean power in watts since the last call, and joules a token; nothing where no counter moves."""
+        joules, now = self.joules(), time.monotonic()
+        before, at = self._told
+        if joules is None or joules <= before:
+            return {}
+        self._told = (joules, now)
+        watts = (joules - before) / (now - at)
+        return {"power_w": round(watts, 2), "joules_per_token": watts / tokens_per_s}
 
     def joules(self) -> float | None:
         now = self._read()

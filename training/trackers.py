@@ -41,7 +41,9 @@ class Tracker:
             self._safely(lambda: self._open(name, folder, config))
 
     def _open(self, name: str, folder: Path, config: dict[str, Any]) -> None:
-        self._mirror = {"tensorboard": _Tensorboard, "wandb": _Wandb, "trackio": _Trackio}[name](folder, config)
+        kinds: dict[str, Callable[[Path, dict[str, Any]], Mirror]]
+        kinds = {"tensorboard": _Tensorboard, "wandb": _Wandb, "trackio": _Trackio}
+        self._mirror = kinds[name](folder, config)
 
     def log(self, record: dict[str, Any]) -> None:
         """The finite numbers of a record of metrics.jsonl, but its step."""
@@ -74,7 +76,7 @@ class _Tensorboard:
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():

@@ -80,7 +80,6 @@ class Trainer:
         self.tracker = Tracker(config.tracker if first else "none", job.folder, config.model_dump(mode="json"))
         self.profiler = Profiler(job.folder, config.profile.steps if first else 0)
         self.meter: Meter | None = None
-        self._energy_at = (0.0, 0.0)
         self.curve = ValidationCurve()
         self.stopped_early: str | None = None
         self.devices: list[dict[str, float]] = []  # of several processes, at the newest step
@@ -114,7 +113,7 @@ class Trainer:
         gc.collect()
         gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
         self._saved_at = time.monotonic()
-        self.meter, self._energy_at = Meter(self.backend), (0.0, time.monotonic())
+        self.meter = Meter(self.backend)
         try:
             while self.clock.progress < 1 and not self.stopped_early:
                 self._one_step()
@@ -407,21 +406,9 @@ class Trainer:
             "memory_bytes": self.backend.memory_now_bytes(),
             "progress": round(progress, 5),
             "devices": self.devices or None,
-        } | self._energy(rate)
+        } | (self.meter.since_last(rate) if self.meter else {})
         self.tracker.log(record)
         self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s())
-
-    def _energy(self, tokens_per_s: float) -> dict[str, float]:
-        """Mean power since the last report in watts, and joules a token; nothing where no counter can be read."""
-        joules, now = (self.meter.joules() if self.meter else None), time.monotonic()
-        before, at = self._energy_at
-        if joules is None:
-            return {}
-        self._energy_at = (joules, now)
-        if joules <= before:
-            return {}
-        watts = (joules - before) / (now - at)
-        return {"power_w": round(watts, 2), "joules_per_token": watts / tokens_per_s}
 
     def _reporter(self) -> Reporter:
         cpu = self.backend.kind == "cpu"
