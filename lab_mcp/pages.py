@@ -78,7 +78,7 @@ def _home(lab: Lab) -> str:
     overview = lab.experiments.overview()
     live = lab.runs.list(states=LIVE, limit=20)
     parts = [f"<h1>{html.escape(lab.workspace.root.name)}</h1>", _paragraph(summary(lab.hardware.latest()))]
-    best = f"Best: {overview.best.id}: {overview.best.sentence}" if overview.best else "Nothing was kept yet."
+    best = f"Best: {overview.best.experiment}: {overview.best.sentence}" if overview.best else "Nothing was kept yet."
     parts.append(_paragraph(best))
     parts.append("<h2>Running and waiting</h2>")
     parts.append(

@@ -112,7 +112,10 @@ class ExperimentSettings(Section):
     replicates: int = Field(4, ge=2, le=20, description="control runs of a session before a candidate is compared")
     confirmations: int = Field(3, ge=2, le=20, description="pairs of fresh runs before a keep is possible")
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="that a whole campaign, or a week of single experiments, keeps nothing by chance"
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="that a whole campaign, or a week of single experiments, keeps nothing by chance",
     )
     resolution: float = Field(
         3.0, ge=0, le=20, description="gains under this many noise SDs are not searched for; 0: down to smallest_effect"
@@ -130,7 +133,7 @@ class ProposerSettings(Section):
     key_variable: str = Field(
         "",
         pattern=r"^(LAB_[A-Z0-9_]+)?$",
-        description="environment variable, LAB_..., that holds the API key (it is never stored); empty = none is wanted",
+        description="environment variable, LAB_..., with the API key, which is never stored; empty = none is wanted",
     )
     claude_code: bool = Field(False, description="may campaigns ask Claude Code (headless, with reading tools only)?")
     claude_command: str = Field("claude", min_length=1, description="the command of Claude Code")
