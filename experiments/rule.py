@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.error_budget import ErrorBudget
 
@@ -31,13 +31,13 @@ class Rule:
     """Fixed, with the record, before an experiment starts."""
 
     alpha: float = ErrorBudget().allot(())  # chance of a keep without effect, over all looks: from the error budget
-    first_confidence: float = 0.96  # one-sided, at the looks before the pairs: a gain worth finding is ruled out
+    first_confidence: float = 0.955  # one-sided, at the looks before the pairs: a gain worth finding is ruled out
     discard_confidence: float = 0.99  # the same at each look at the pairs
     resolution: float = 3.0  # gains below this many standard deviations of a run are not searched for
     min_controls: int = 4  # of the parent, in this session, before a candidate is compared with them
     stale_after: int = 4  # runs; then the newest control of the session is too old to compare a candidate with
     min_pairs: int = 3  # before a keep is possible
-    max_pairs: int = 10
+    max_pairs: int = 12
 
     def __post_init__(self) -> None:
         assert 0 < self.alpha < 0.5 and 0.5 < self.first_confidence < 1 and 0.5 < self.discard_confidence < 1
@@ -47,7 +47,7 @@ class Rule:
     @property
     def look_alpha(self) -> float:
         """One-sided error at each look at which a keep is possible."""
-        return _look_alpha(self.alpha, self.min_pairs, self.max_pairs)
+        return _look_alpha(self.alpha, (self.min_pairs, self.max_pairs, self.resolution, self.discard_confidence))
 
     @property
     def level(self) -> float:
@@ -111,39 +111,53 @@ def stage_runs(rule: Rule, missing: int, number: int) -> tuple[tuple[Role, int],
 
 
 @functools.lru_cache(maxsize=256)
-def _look_alpha(alpha: float, first: int, last: int) -> float:
-    """The error to spend at each look at `first`, ..., `last` pairs so that all of them together spend `alpha`.
+def _look_alpha(alpha: float, rule: tuple[int, int, float, float]) -> float:
+    """The error to spend at each look at which a keep is possible so that all of them together spend `alpha`.
 
     Equal nominal levels at looks that share their data (Pocock 1977, Biometrika 64:191), found for normal sums by
     the recursion of Armitage, McPherson & Rowe (1969, J. R. Stat. Soc. A 132:235) and used for t statistics at the
-    same levels (the significance level approach, Jennison & Turnbull 2000, section 3.8).
+    same levels (the significance level approach, Jennison & Turnbull 2000, section 3.8). What is given up earlier
+    cannot be kept later, so a rule that gives up sooner may spend more at each look.
     """
     from scipy.optimize import brentq
 
+    first, last, _, _ = rule
     looks = last - first + 1
     if looks == 1 or alpha < 1e-8:  # beyond what the recursion resolves: the union bound
         return alpha / looks
 
     def excess(log_nominal: float) -> float:
-        return math.log(_crossing(math.exp(log_nominal), first, last) / alpha)
+        return math.log(_crossing(math.exp(log_nominal), *rule) / alpha)
 
-    return math.exp(brentq(excess, math.log(alpha / looks), math.log(alpha), xtol=1e-3))
+    low, high = math.log(alpha / looks), math.log(alpha)
+    return alpha if excess(high) <= 0 else math.exp(brentq(excess, low, high, xtol=1e-3))
 
 
-def _crossing(nominal: float, first: int, last: int) -> float:
-    """Chance that a normal random walk exceeds the one-sided level `nominal` at any look."""
+def _crossing(nominal: float, first: int, last: int, resolution: float, confidence: float) -> float:
+    """Chance that a normal random walk exceeds the one-sided level `nominal` at one of the looks `first` to `last`.
+
+    It ends where a gain of `resolution` standard deviations of a run is ruled out with `confidence`; 0: nowhere.
+    """
     import numpy as np
     from scipy.special import ndtr, ndtri
 
-    z = -float(ndtri(nominal))
-    crossed = nominal
-    edge = z * math.sqrt(first)
-    grid = np.linspace(-8 * math.sqrt(last), edge, POINTS)  # of the sum of standard normal terms, below the boundary
-    density = np.exp(-(grid**2) / (2 * first)) / math.sqrt(2 * math.pi * first)
-    for look in range(first + 1, last + 1):
-        edge = z * math.sqrt(look)
-        crossed += float(np.trapezoid(density * ndtr(grid - edge), grid))
-        after = np.linspace(-8 * math.sqrt(last), edge, POINTS)
+    z, q, far = -float(ndtri(nominal)), float(ndtri(confidence)), 8 * math.sqrt(last)
+    crossed, density, grid = 0.0, np.ones(1), np.zeros(1)  # of the sum of differences with standard deviation 1
+    for look in range(1, last + 1):
+        upper = z * math.sqrt(look) if look >= first else far
+        lower = max(-far, look * resolution / math.sqrt(2) - q * math.sqrt(look)) if resolution else -far
+        if look >= first:
+            crossed += float(_integral(density * ndtr(grid - upper), grid))
+        if lower >= upper:
+            break  # whoever is not kept by now is given up
+        after = np.linspace(lower, upper, POINTS)
         kernel = np.exp(-((after[:, None] - grid[None, :]) ** 2) / 2) / math.sqrt(2 * math.pi)
-        density, grid = np.trapezoid(kernel * density[None, :], grid, axis=1), after
+        density, grid = _integral(kernel * density[None, :], grid), after
     return crossed
+
+
+def _integral(values: Any, grid: Any) -> Any:
+    """Along the last axis; a single point is a mass of 1."""
+    import numpy as np
+
+    return values[..., 0] if len(grid) == 1 else np.trapezoid(values, grid, axis=-1)
