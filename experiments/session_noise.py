@@ -34,7 +34,7 @@ class Measured(NamedTuple):
     recipe: str
     experiment: str
     role: Role
-    index: int
+    replicate: int
     seed: int
     value: float
 
@@ -139,8 +139,8 @@ def session_noise(runs: Iterable[Measured], recipe: str, rule: Rule) -> SessionN
                 squares += (run.value - before[2]) ** 2 / 2
                 freedom += 1
             last[run.recipe] = (position, run.seed, run.value)
-        if run.index >= rule.min_controls:
-            key = (run.experiment, run.index)
+        if run.replicate >= rule.min_controls:
+            key = (run.experiment, run.replicate)
             if key in half:
                 other = half.pop(key)
                 gains.setdefault(run.experiment, []).append(
