@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pdf_files
 from loopback import Answer, Asked, Loopback
@@ -19,6 +20,11 @@ FEED = """<?xml version="1.0" encoding="UTF-8"?>
 <published>2020-01-01T00:00:00Z</published><title>Capybaras in Warm Springs</title>
 <summary>Capybaras bathe in warm springs through the winter.</summary>
 <author><name>Ann Smith</name></author></entry></feed>"""
+
+
+def unwrapped(answer: subprocess.CompletedProcess[str]) -> str:
+    """What a command printed, without the line breaks of a narrow terminal."""
+    return " ".join(answer.stdout.split())
 
 
 def outside(asked: Asked) -> Answer:
@@ -50,21 +56,21 @@ def test_from_arxiv_to_a_cited_answer(lab: Workspace, command: Command) -> None:
         assert said.returncode == 0, said.stderr
         answer = json.loads(said.stdout)
         assert answer["answer"]["text"] == "Four hours [paper-2001.00001]."
-        assert [passage["id"] for passage in answer["passages"]] == ["paper-2001.00001"]
+        assert {passage["id"] for passage in answer["passages"]} == {"paper-2001.00001"}
         assert server.asked[-1].headers["authorization"] == "Bearer k-0123456789abcdef"
         refused = command("ask", "what is the best learning rate for small models", env=key)
         assert refused.returncode == 2 and "cites what was not retrieved: paper-made-up" in refused.stderr
         assert "MY_KEY" in command("ask", "how long do capybaras bathe").stderr
         web = json.loads(command("search", "capybaras", "--web", "--json").stdout)["web"]
         assert [found["url"] for found in web] == ["https://springs.example"]
-        status = command("status").stdout
+        status = unwrapped(command("status"))
         assert all(name in status for name in ("network.arxiv", "search.provider = searxng", "ask.api = openai"))
-    doctor = command("doctor").stdout
+    doctor = unwrapped(command("doctor"))
     assert "papers may be fetched from 127.0.0.1" in doctor and "web search, searxng" in doctor
     assert "language model at 127.0.0.1" not in doctor  # this machine is on the premises
     lab.settings_file.write_text("")
-    shown = command("ask", "how long do capybaras bathe")
-    assert "[paper-2001.00001] Capybaras in Warm Springs" in shown.stdout and "four hours" in shown.stdout
+    shown = unwrapped(command("ask", "how long do capybaras bathe"))
+    assert "[paper-2001.00001] Capybaras in Warm Springs" in shown and "four hours" in shown
     kept = b"".join(file.read_bytes() for file in lab.root.rglob("*") if file.is_file())
     assert b"k-0123456789abcdef" not in kept
 
@@ -74,9 +80,9 @@ def test_a_note_is_found_two_seconds_after_it_was_written(lab: Workspace, comman
     command("search", "warm up")  # service, index and model are there
     endpoint = connection.ensure_service(lab)
 
-    def tool(name: str, **arguments: object) -> dict[str, object]:
+    def tool(name: str, **arguments: Any) -> Any:
         headers = {"Lab-Conversation": "a test"}
-        return connection.request(endpoint, "POST", f"/api/tools/{name}", arguments, headers=headers)  # type: ignore[no-any-return]
+        return connection.request(endpoint, "POST", f"/api/tools/{name}", arguments, headers=headers)
 
     waits = []
     for beast in ("Aardvarks", "Binturongs", "Cassowaries", "Dugongs", "Echidnas"):
@@ -84,7 +90,7 @@ def test_a_note_is_found_two_seconds_after_it_was_written(lab: Workspace, comman
         answered = time.monotonic()
         while True:
             hits = tool("rag_search", query=f"{beast} counted by drone", kinds=["note"])["hits"]
-            if any(hit["id"] == written["entry_id"] for hit in hits):  # type: ignore[attr-defined, index]
+            if any(f"note-{written['entry_id']}" in (hit["id"], *hit["also"]) for hit in hits):  # alike ones are folded
                 break
             assert time.monotonic() - answered < 60
             time.sleep(0.05)
@@ -100,4 +106,4 @@ def test_doctor_says_when_the_notebook_was_changed_behind_its_back(lab: Workspac
     journal = next(lab.journal_dir.glob("*.jsonl"))
     journal.write_text(journal.read_text().replace("1.25", "1.05"))
     found = command("doctor")
-    assert "was changed after it was written" in found.stdout.replace("\n", " ") and found.returncode == 1
+    assert "was changed after it was written" in unwrapped(found) and found.returncode == 1
