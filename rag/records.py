@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, get_args, get_type_hints
 
@@ -16,13 +17,20 @@ class Record:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        hints = get_type_hints(cls)
-        fields: dict[str, Any] = {}
-        for name, content in value.items():
-            item = (get_args(hints[name]) or (None,))[0]
-            nested = isinstance(item, type) and issubclass(item, Record)
-            fields[name] = [item.from_json(part) for part in content] if nested else content
-        return cls(**fields)
+        records = _records_in(cls)
+        return cls(
+            **{
+                name: [records[name].from_json(part) for part in content] if name in records else content
+                for name, content in value.items()
+            }
+        )
+
+
+@functools.cache  # reading type hints takes longer than a search of a small index
+def _records_in(cls: type[Record]) -> dict[str, type[Record]]:
+    """The fields of a record that are lists of records, with what they hold."""
+    items = {name: (get_args(hint) or (None,))[0] for name, hint in get_type_hints(cls).items()}
+    return {name: item for name, item in items.items() if isinstance(item, type) and issubclass(item, Record)}
 
 
 @dataclass(frozen=True)
