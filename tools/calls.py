@@ -83,6 +83,10 @@ class Calls:
             done.set()
             del self._running[key]
 
+    async def begun(self, key: str | None) -> bool:
+        """Has the call of this key been carried out, or is it under way?"""
+        return key is not None and (key in self._running or await anyio.to_thread.run_sync(self._known, key) is not None)
+
     async def _act(
         self, tool: str, arguments: dict[str, Any], caller: Caller, act: Callable[[], Awaitable[dict[str, Any]]]
     ) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from training.config import apply, load_recipe
 from workspace.errors import LabError, Refused
 
 SECONDS = 3600.0
+_BUDGET_IN_PATCH = re.compile(r"^\+\s*(budget\.)?(kind|amount)\s*=", re.MULTILINE)
 
 
 def question(lab: Lab, tool: str, arguments: Any) -> str | None:
@@ -56,14 +58,27 @@ def _training(lab: Lab, arguments: StartTrainingArguments) -> float:
 
 
 def _experiment(lab: Lab, arguments: ProposeArguments) -> float:
-    """Device hours of an experiment that goes to its last look: test run, controls and candidates."""
-    budget = load_recipe(lab.workspace.recipe_dir).budget
-    kind, amount = arguments.budget_kind or budget.kind, arguments.budget_amount or budget.amount
-    return _hours(lab, kind, amount) * _longest_experiment(lab)
+    """Device hours of an experiment that goes to its last look: test run, controls and candidates.
+
+    One of a campaign is part of what was agreed to with it, as long as its runs are the recipe's own.
+    """
+    recipe = load_recipe(lab.workspace.recipe_dir)
+    given = {"budget.kind": arguments.budget_kind, "budget.amount": arguments.budget_amount}
+    control = apply(recipe, {name: value for name, value in given.items() if value is not None})
+    candidate = apply(control, arguments.change or {})
+    hours = max(_hours(lab, arm.budget.kind, arm.budget.amount) for arm in (control, candidate))
+    if _BUDGET_IN_PATCH.search(arguments.patch or ""):  # of unknown size before it is applied
+        hours = max(hours, lab.settings.runs.time_limit_hours)
+    elif arguments.campaign_id is not None and candidate.budget == recipe.budget == control.budget:
+        return 0.0
+    return hours * _longest_experiment(lab)
 
 
 def _campaign(lab: Lab, arguments: RunCampaignArguments) -> float:
-    """Device hours of the budget that is given or added; the smallest limit ends it."""
+    """Device hours of the budget that is given or added; the smallest limit ends it.
+
+    The experiment under way when a limit is reached is finished, so that one is the least there is.
+    """
     if arguments.action not in ("start", "extend"):
         return 0.0
     budget = load_recipe(lab.workspace.recipe_dir).budget
@@ -73,7 +88,8 @@ def _campaign(lab: Lab, arguments: RunCampaignArguments) -> float:
         limits.append(arguments.runs * one)
     if arguments.experiments is not None:
         limits.append(arguments.experiments * one * _longest_experiment(lab))
-    return min(limits, default=math.inf)
+    least = one * _longest_experiment(lab) if budget.kind == "seconds" else 0.0
+    return max(min(limits, default=math.inf), least)
 
 
 def _hours(lab: Lab, kind: str, amount: float) -> float:

@@ -24,7 +24,7 @@ from tools.handles import HANDLES, Handle
 from tools.lab import Lab
 from tools.reading import Reading
 from tools.tasks import Tasks
-from tools.tool import Caller, Tool, Tools
+from tools.tool import Caller, Tool, Tools, keyed
 from workspace.errors import LabError
 
 # Headers by which the bridge tells what stdio alone would not.
@@ -137,8 +137,8 @@ async def _consent(
     except LabError:
         return None  # it is refused with the whole explanation
     asked = await anyio.to_thread.run_sync(consent.question, lab, params.name, checked)
-    if asked is None:
-        return None
+    if asked is None or await lab.calls.begun(keyed(checked, _caller(context)).key):
+        return None  # a call sent again was agreed to the first time, and is answered from the record
     capabilities = context.session.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         return _error(str(consent.refused(params.name, "none")))

@@ -135,12 +135,18 @@ class Tools:
         if tool.read_only:
             return _dump(await tool.run(lab, checked, caller))
         given = checked.model_dump(mode="json", exclude_unset=True)
-        own_key = given.pop("idempotency_key", None)
-        caller = replace(caller, key=f"given:{own_key}" if own_key else caller.key)
+        given.pop("idempotency_key", None)
+        caller = keyed(checked, caller)
         answer: dict[str, Any] = await lab.calls.once(
             tool.name, given, caller, lambda: _run(tool, lab, checked, caller)
         )
         return answer
+
+
+def keyed(arguments: Arguments, caller: Caller) -> Caller:
+    """The caller with the key this call is recorded under: the one it names itself, or the bridge's."""
+    own = getattr(arguments, "idempotency_key", None)
+    return replace(caller, key=f"given:{own}") if own else caller
 
 
 async def _run(tool: Tool[Any, Any], lab: Any, arguments: Any, caller: Caller) -> dict[str, Any]:

@@ -125,6 +125,45 @@ async def test_a_campaign_counts_its_smallest_limit(careful: Lab, budget: dict[s
     assert careful.campaigns.ledger.ids() == []
 
 
+async def test_a_campaign_was_agreed_to_with_its_experiments(careful: Lab) -> None:
+    recipe = careful.workspace.recipe_dir / "recipe.toml"
+    recipe.write_text('[budget]\nkind = "seconds"\namount = 600\n')
+    user = User("accept", {"go_ahead": True})
+    start = {"action": "start", "goal": "lower val_bpb", "smallest_effect": 0.01, "hours": 0.5, "proposer": "assistant"}
+    campaign = (await call(careful, "auto", user, "run_campaign", start)).structured_content["campaigns"][0]
+    assert len(user.asked) == 1, "one experiment alone takes longer than the half hour it is given"
+    mine = {name: value for name, value in EXPERIMENT.items() if name != "budget_kind"}
+    mine |= {"campaign_id": campaign["campaign_id"]}
+    no = User("decline")
+    assert not (await call(careful, "auto", no, "propose_and_run_experiment", mine)).is_error
+    assert no.asked == []
+    larger = mine | {"budget_amount": 7200, "statement": "Twice the matrix_lr lowers val_bpb as warm-up is short"}
+    assert (await call(careful, "auto", no, "propose_and_run_experiment", larger)).is_error
+    assert len(no.asked) == 1, "a longer run than the recipe's is no part of it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "cost", "change": {"budget.amount": 7200}},
+        {"patch": "--- a/recipe/recipe.toml\n+++ b/recipe/recipe.toml\n@@ -0,0 +1,2 @@\n+[budget]\n+amount = 7200\n"},
+    ],
+)
+async def test_a_longer_run_cannot_hide_in_the_change(careful: Lab, change: dict[str, Any]) -> None:
+    user = User("decline")
+    await call(careful, "auto", user, "propose_and_run_experiment", EXPERIMENT | {"budget_amount": 60} | change)
+    assert len(user.asked) == 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_call_that_was_carried_out_is_not_asked_about_again(careful: Lab, era: str) -> None:
+    again = LONG | {"idempotency_key": "the night run"}
+    await call(careful, era, User("accept", {"go_ahead": True}), "start_training", again)
+    no = User("decline")
+    result = await call(careful, era, no, "start_training", again)
+    assert result.structured_content["run_id"] == "run-0001" and no.asked == []
+
+
 async def test_nobody_is_asked_unless_the_user_wants_it(opened: Lab) -> None:
     user = User("decline")
     assert not (await call(opened, "auto", user, "start_training", LONG)).is_error
