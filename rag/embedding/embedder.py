@@ -85,7 +85,6 @@ class OnnxEmbedder:
     def __init__(self, model: str, folder: Path, workspace_cache: Path, *, threads: int | None = None) -> None:
         import numpy as np
         import onnxruntime
-        from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
         from rag.embedding import graph
@@ -95,7 +94,7 @@ class OnnxEmbedder:
         limits = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
         shape = graph.Shape.of(config)
         self.dimension = shape.hidden
-        weights = graph.arrange(load_file(folder / "model.safetensors"), shape)
+        weights = graph.arrange(_mapped(folder / "model.safetensors"), shape)
         name = hashlib.sha256(json.dumps([config, graph.GRAPH_VERSION], sort_keys=True).encode()).hexdigest()[:16]
         file = cache_folder(workspace_cache) / f"{name}.onnx"
         if not file.is_file():
@@ -103,9 +102,11 @@ class OnnxEmbedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or min(8, os.cpu_count() or 1)
         options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # built as it should be
         # spinning threads would take the other cores from a search, or from a training run, between batches
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._weights = {key: np.ascontiguousarray(value) for key, value in weights.items()}  # the session points here
+        # the session points to these
+        self._weights = {key: np.require(value, requirements=("C", "A")) for key, value in weights.items()}
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in self._weights.values()]
         options.add_external_initializers(list(self._weights), values)
         self._session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
@@ -128,6 +129,27 @@ class OnnxEmbedder:
                 mask[row, : len(encoded[n])] = 1
             vectors[group] = self._session.run(None, {"ids": ids, "mask": mask})[0]
         return vectors
+
+
+def _mapped(file: Path) -> dict[str, Vectors]:
+    """The tensors of a safetensors file, not read but mapped: of half of it, the words, a query needs a few rows.
+
+    Raises ValueError for what is not such a file, or holds other floats than float32.
+    """
+    import numpy as np
+
+    content = np.memmap(file, dtype=np.uint8, mode="r")
+    start = 8 + int(content[:8].view("<u8")[0])
+    header = json.loads(content[8:start].tobytes())
+    tensors = {}
+    for name, about in header.items():
+        if name == "__metadata__" or about["dtype"].startswith("I"):
+            continue
+        if about["dtype"] != "F32":
+            raise ValueError(f"{name} is of type {about['dtype']}, not F32")
+        begin, end = about["data_offsets"]
+        tensors[name] = content[start + begin : start + end].view("<f4").reshape(about["shape"])
+    return tensors
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
