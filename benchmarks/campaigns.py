@@ -96,27 +96,33 @@ class Real:
 
 
 class Neutral:
-    """Changes that are real and change nothing: an optimizer of the recipe's own that is ours, with another comment."""
+    """Changes that are real and neutral: our model with other initial weights, drawn a little later from the seed."""
 
     def check(self, question: Question) -> None:
         pass
 
     def propose(self, question: Question) -> Answer:
-        lines = ["from training.optim import build_optimizer", "", f"NUMBER = {question.number}", ""]
+        lines = [
+            "import torch",
+            "from training import model",
+            "",
+            "def build_model(config):",
+            f"    torch.rand({question.number})",
+            "    return model.build_model(config)",
+        ]
         added = "\n".join("+" + line for line in lines)
-        patch = f"--- /dev/null\n+++ b/recipe/optim.py\n@@ -0,0 +1,{len(lines)} @@\n{added}\n"
-        claim = {"statement": f"Optimizer number {question.number} lowers val_bpb, or so it says", "patch": patch}
-        return Answer("neutral", claim)
+        patch = f"--- /dev/null\n+++ b/recipe/model.py\n@@ -0,0 +1,{len(lines)} @@\n{added}\n"
+        return Answer("neutral", {"statement": f"Model number {question.number} lowers val_bpb", "patch": patch})
 
 
 def neutral(folder: Path, seed: int) -> dict[str, Any]:
-    """An A/A campaign on the real trainer, its budget in seconds so that equal seeds do not repeat to the bit."""
+    """An A/A campaign on the real trainer. After a (false) keep the patch no longer applies, and it ends there."""
 
     def unique(workspace: Any) -> Fingerprinter:
         draw = random.Random(seed)
         return lambda config, recipe_dir: Fingerprint(structural=str(draw.random()), behavioural="")
 
-    recipe = SMALL | {"budget.kind": "seconds", "budget.amount": 2.0}
+    recipe = SMALL | {"budget.kind": "steps", "budget.amount": 40}
     view = Real(folder / "neutral", recipe, Neutral(), unique).finish(NEUTRAL, 0.01)
     kept = view.counts.get("keep", 0)
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(view.counts.items()))
