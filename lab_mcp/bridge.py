@@ -75,7 +75,7 @@ class Bridge:
         except ValueError:
             await self._write({"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "not valid JSON"}})
             return
-        if not isinstance(message, dict):
+        if not _well_formed(message):
             await self._write(_error(None, "one JSON-RPC message a line, please", code=-32600))
             return
         self.sent += 1
@@ -141,9 +141,7 @@ class Bridge:
             async with self.client.stream(
                 "POST", self._url(), content=json.dumps(message).encode(), headers=self._headers(message, key)
             ) as response:
-                if response.status_code in (401, 404, 421) or (
-                    response.status_code == 400 and self._forgotten(message)
-                ):
+                if self._lost(response.status_code, message):
                     raise Lost
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     async for event in httpx2.EventSource(response, max_event_size=None):
@@ -167,8 +165,12 @@ class Bridge:
         if not answered:
             raise Lost
 
-    def _forgotten(self, message: Message) -> bool:
-        return self.session is None and self.initialize is not None and message.get("method") != "initialize"
+    def _lost(self, status: int, message: Message) -> bool:
+        """Does this status say that another service, or none that knows our session, is there?"""
+        if status == 404:
+            return not _modern(message)  # the newer era has no sessions: there it is the status of an unknown method
+        forgotten = self.session is None and self.initialize is not None and message.get("method") != "initialize"
+        return status in (401, 421) or (status == 400 and forgotten)
 
     def _url(self) -> str:
         if self.endpoint is None:
@@ -185,7 +187,7 @@ class Bridge:
             "Lab-Request-Key": key,
         }
         parameters = message.get("params") or {}
-        modern = (parameters.get("_meta") or {}).get(PROTOCOL_VERSION_META)
+        modern = _modern(message)
         method = message.get("method")
         if modern and method:
             headers["Mcp-Protocol-Version"] = modern
@@ -291,6 +293,21 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _well_formed(message: Any) -> bool:
+    """Is it an object whose parts have the types that are relied on here?"""
+    if not isinstance(message, dict) or not isinstance(message.get("method", ""), str):
+        return False
+    parameters = message.get("params") or {}
+    meta = parameters.get("_meta") or {} if isinstance(parameters, dict) else None
+    return isinstance(meta, dict) and isinstance(message.get("id"), str | int | None)
+
+
+def _modern(message: Message) -> str | None:
+    """The protocol version a message of the newer era carries."""
+    version: str | None = ((message.get("params") or {}).get("_meta") or {}).get(PROTOCOL_VERSION_META)
+    return version
 
 
 def _header_value(name: str) -> str:

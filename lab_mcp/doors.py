@@ -57,8 +57,8 @@ class Doors:
         path: str = scope["path"]
         if scope["method"] not in LOOKING:
             return False
-        if path == ENTER:
-            return True
+        if path == ENTER:  # not HEAD, with which a chat or a mail program tries a link and would use it up
+            return scope["method"] == "GET"
         if path != VIEWS[0] and not path.startswith(VIEWS[1]):
             return False
         with self._lock:

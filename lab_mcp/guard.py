@@ -53,7 +53,7 @@ class Guard:
             headers.setdefault(name.lower(), []).append(value)
         hosts = headers.get(b"host", [])
         # by any port: a tunnel's is its own, and it is the name that a rebinding attack cannot choose
-        if len(hosts) != 1 or _HOST.sub(b"", hosts[0].lower()) not in self.names:
+        if len(hosts) != 1 or not self._is_ours(_HOST.sub(b"", hosts[0].lower())):
             return 421, "this host name is not served here"
         for origin in headers.get(b"origin", []):
             if _place(origin) != hosts[0].lower():
@@ -64,6 +64,11 @@ class Guard:
         if scope["type"] == "http" and not given and self.doors.open_to(scope, headers.get(b"cookie", [])):
             return None
         return 401, "the workspace's token is missing or wrong; it is in .lab/service.json"
+
+    def _is_ours(self, host: bytes) -> bool:
+        """Is it one of our names, or what a certificate's *.lab.example stands for?"""
+        label, dot, rest = host.partition(b".")
+        return host in self.names or bool(label and dot and b"*." + rest in self.names)
 
 
 def _place(origin: bytes) -> bytes:

@@ -29,7 +29,7 @@ class Remote:
 
     listener: socket.socket
     port: int
-    names: frozenset[str]  # under which the certificate lets it be called
+    names: frozenset[str]  # under which the certificate lets it be called; *.lab.example stands for one label
     certificate: Path
     key: Path
 
@@ -66,7 +66,7 @@ def prepare(settings: ServiceSettings, root: Path) -> Remote | None:
         raise Refused(
             "serving other machines needs TLS",
             valid="[service] certificate and key, two PEM files",
-            fix="name them, or keep remote_host empty and use an SSH tunnel (docs/remote.md)",
+            fix="name them, or keep remote_host empty and use an SSH tunnel (docs/clients.md)",
         )
     certificate, key = root / settings.certificate, root / settings.key  # an absolute path stays what it is
     names = _names(certificate)

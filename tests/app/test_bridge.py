@@ -11,6 +11,8 @@ from pathlib import Path
 
 import anyio
 import pytest
+from mcp.shared.exceptions import MCPError
+from mcp.types import Request, RequestParams, Result
 from tests_support import kill_service, processes_of, service_pid
 
 from workspace.layout import Workspace
@@ -151,14 +153,23 @@ def test_the_bridge_ends_with_its_input_and_leaves_only_service_and_keeper(lab: 
     assert kinds == {"lab_mcp.service", "lab_mcp.keeper"}
 
 
+async def test_an_unknown_method_is_answered_as_one(lab: Workspace, connect) -> None:
+    async with connect() as client:
+        with anyio.fail_after(30), pytest.raises(MCPError) as failure:
+            await client.session.send_request(
+                Request[RequestParams, str](method="no/such", params=RequestParams()), Result
+            )
+        assert failure.value.code == -32601
+
+
 async def test_rubbish_on_standard_input_is_answered(lab: Workspace) -> None:
-    lines = b'not json\n[1, 2]\n{"jsonrpc": "2.0", "id": 5, "method": "no/such"}\n'
+    lines = b'not json\n[1, 2]\n{"id": [1], "method": "ping"}\n{"id": 1, "method": "ping", "params": {"_meta": [1]}}\n'
     done = await anyio.run_process(
         [sys.executable, "-P", "-m", "lab_mcp", "mcp", "--workspace", str(lab.root)], input=lines, check=False
     )
     assert done.returncode == 0
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["error"]["code"] for answer in answers[:2]] == [-32700, -32600]
+    assert [answer["error"]["code"] for answer in answers] == [-32700, -32600, -32600, -32600]
 
 
 async def test_outside_a_workspace_every_tool_says_how_to_make_one(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_the_link_works_once_and_the_cookie_is_kept_from_scripts(inside: Browser
     assert lab.root.name in inside.body
     used = Browser(endpoint.port)
     path = command("open").stdout.strip().removeprefix(endpoint.url)
+    assert used.ask("HEAD", path).status == 401, "a program that only tries the link does not use it up"
     assert used.ask("GET", path).status == 303
     assert Browser(endpoint.port).ask("GET", path).status == 403
     assert Browser(endpoint.port).ask("GET", "/enter?code=guess").status == 403

@@ -112,6 +112,20 @@ def test_without_token_or_by_another_name_or_without_tls_nothing_is_there(remote
         plain.getresponse()
 
 
+def test_a_wildcard_of_the_certificate_stands_for_one_label(lab: Workspace, tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path, "DNS:*.lab.example,DNS:localhost")
+    port = free_port()
+    configure(lab, remote_host="127.0.0.1", remote_port=port, certificate=certificate, key=key)
+    right = {"Authorization": f"Bearer {connection.ensure_service(lab).token}"}
+    for host, status in {
+        "gpu1.lab.example": 200,
+        "a.b.lab.example": 421,
+        ".lab.example": 421,
+        "*.x.example": 421,
+    }.items():
+        assert ask(port, certificate, "/healthz", Host=f"{host}:{port}", **right)[0] == status, host
+
+
 def test_a_killed_service_comes_back_on_the_same_address(remote, lab: Workspace) -> None:
     port, certificate, endpoint = remote
     kill_service(lab)
