@@ -85,7 +85,9 @@ class Calls:
 
     async def begun(self, key: str | None) -> bool:
         """Has the call of this key been carried out, or is it under way?"""
-        return key is not None and (key in self._running or await anyio.to_thread.run_sync(self._known, key) is not None)
+        if key is None or key in self._running:
+            return key is not None
+        return await anyio.to_thread.run_sync(self._known, key) is not None
 
     async def _act(
         self, tool: str, arguments: dict[str, Any], caller: Caller, act: Callable[[], Awaitable[dict[str, Any]]]

@@ -21,6 +21,7 @@ from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from tools.handles import Handle, Work
 from tools.lab import Lab
+from tools.tool import no_lab
 from workspace.errors import LabError, NotFound
 
 IDENTIFIER = "io.modelcontextprotocol/tasks"
@@ -82,6 +83,8 @@ class Tasks:
         return {"resultType": "complete"}
 
     def _handle(self, context: Context, task_id: str) -> Handle:
+        if self.lab is None:
+            raise MCPError(types.INVALID_PARAMS, str(no_lab()))
         if context.protocol_version not in MODERN_PROTOCOL_VERSIONS:
             raise MCPError(types.METHOD_NOT_FOUND, "tasks belong to the newer protocol")
         require_client_extension(context, IDENTIFIER)
