@@ -80,7 +80,7 @@ def serve(
 
 @app.command(hidden=True)
 def wake(workspace: WorkspaceOption = None) -> None:
-    """Start the service if it is not there: what a supervisor does when a run of an experiment has ended."""
+    """Start the service if it is not there: what a supervisor does when a run ends that others wait for."""
     connection.ensure_service(discover(workspace))
 
 

@@ -240,6 +240,20 @@ def test_on_end_brings_the_service_back(bench: Bench) -> None:
     assert mark.exists() and (folder / "exit.json").exists()
 
 
+@pytest.mark.parametrize(("beside", "woken"), [(["run.json"], True), (["run.json", "job.json"], False),
+                                               (["run.json", "exit.json"], False), ([], False)])  # fmt: skip
+def test_on_end_brings_the_service_back_for_a_queued_run(bench: Bench, beside: list[str], woken: bool) -> None:
+    """Service and keeper may be dead: whoever queued a run must not have to come back for it."""
+    mark = bench.workspace.root / "service came"
+    folder = run_folder(bench, "", on_end=["touch", str(mark)])
+    other = folder.with_name("run-0999")
+    other.mkdir()
+    for name in beside:
+        (other / name).write_text("{}")
+    assert supervise(folder, "").returncode == 0
+    assert mark.exists() is woken
+
+
 def test_supervisor_is_small(bench: Bench) -> None:
     """Under 20 MB resident, without pydantic or torch."""
     run_id = bench.start("import time; time.sleep(600)")

@@ -53,7 +53,7 @@ class Runs:
     """The runs of one workspace. Synchronous and thread-safe, but for `wait`.
 
     `devices` gives the accelerators runs may use (default: what `training.hardware` finds). `on_end` is the command a
-    supervisor executes after a run of an experiment has ended, to bring the service back.
+    supervisor executes after a run of an experiment, or one that queued runs waited for, to bring the service back.
     """
 
     def __init__(

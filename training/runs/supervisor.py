@@ -28,6 +28,7 @@ from training.runs.environment import job_environment
 from training.runs.log_cap import LogCap
 from training.runs.outcome import End, Evidence, Stop
 from training.runs.shim import ALREADY_STARTED
+from training.runs.waking import wake
 from workspace import clock, durable
 from workspace.process import TAG_VARIABLE, ProcessIdentity, identify, is_alive, this_process
 
@@ -389,13 +390,8 @@ def main(arguments: list[str]) -> int:
     for descriptor in leases:
         os.close(descriptor)
     supervisor.write_exit(record)
-    on_end = supervisor.run.get("on_end")
     os.close(lock)
-    if supervisor.run.get("wake_service") and on_end:
-        try:
-            os.execvpe(on_end[0], on_end, os.environ)
-        except OSError as error:
-            print(f"{clock.now()} {on_end[0]}: {error.strerror}", file=sys.stderr, flush=True)
+    wake(options.folder, supervisor.run)
     return 0
 
 
