@@ -108,6 +108,8 @@ def test_a_card_somebody_else_computes_on_is_left_alone() -> None:
         (Need(1, 6 * GB), [Need(1, 10 * GB)], 6, True),
         (Need(1, 6 * GB), [Need(1, 10 * GB)], 5, False),  # more is used than was promised
         (Need(1, predicted_bytes=2 * GB), [Need(1, 14 * GB)], 16, True),
+        (Need(1, predicted_bytes=20 * GB), [], 16, True),  # alone: nothing would be freed by waiting
+        (Need(1, predicted_bytes=20 * GB), [Need(1, 1 * GB)], 16, False),
     ],
 )
 def test_runs_share_a_card_when_their_memory_fits(need: Need, others: list[Need], free: int, fits: bool) -> None:
@@ -204,6 +206,23 @@ def test_a_run_that_waits_for_two_cards_is_not_passed_by(make_bench: Callable[..
     bench.end(running)
     bench.printed(both, "\n")
     assert bench.text(both).strip() == "GPU-0000-0,GPU-0000-1"
+    assert bench.runs.get(small).state == "queued"
+
+
+def test_a_run_that_waits_behind_another_keeps_the_rest_of_its_cards(make_bench: Callable[..., Bench]) -> None:
+    """One waits for the large card, one behind it for both: a stream of runs on the small card must not starve it."""
+    bench = make_bench(devices=lambda: MIXED)
+    running = bench.start(WAITS, prefer_resource="h200")
+    large = bench.start(WAITS, prefer_resource="h200")
+    both = bench.start(WAITS, gpu_count=2)
+    small = bench.start(WAITS, prefer_resource="4080")
+    bench.runs.tick()
+    assert [bench.runs.get(run_id).state for run_id in (large, both, small)] == ["queued"] * 3
+    assert "the runs before it" in (bench.runs.get(small).waiting_for or "")
+    for run_id in (running, large):
+        bench.runs.stop(run_id)
+        bench.end(run_id)
+    bench.printed(both, "\n")
     assert bench.runs.get(small).state == "queued"
 
 

@@ -141,10 +141,11 @@ def foreign(device: Device) -> list[Process]:
 def fits_beside(need: Need, device: Device, others: Sequence[Need], places: int) -> bool:
     """Whether a run fits on a device beside `others` that run there; what they were promised counts, used or not.
 
-    A run that neither asked for memory nor can be predicted gets one of `places` equal parts.
+    A run that neither asked for memory nor can be predicted gets one of `places` equal parts. A run alone on a device
+    is not held to a prediction: it may be wrong, and waiting would not help.
     """
     total, free = device.memory_total_bytes, device.memory_free_bytes
-    if total is None:
+    if total is None or not others:
         return True
     share = total // places
     wanted = share_of(need, share)

@@ -122,6 +122,7 @@ class Scheduler:
         names = [_lease_name(d) for d in room] if need.count else [f"cpu-{slot}" for slot in range(self.cpu_slots)]
         free = [name for name in names if name not in reserved]
         if names and len(free) < max(1, need.count) and len(names) >= need.count:
+            reserved.update(names)  # also what is free of them, or later runs could pass it by for ever
             return Waiting("the runs before it in the queue", tuple(ahead))
         held = self._hold(row["id"], need, free, room, active, without)
         if held is None:
