@@ -10,6 +10,7 @@ import pytest
 
 from training.runs import log_cap
 from training.runs.log_cap import LogCap
+from training.runs.tail import tail
 from workspace import durable
 
 MIB = 2**20
@@ -76,3 +77,22 @@ def test_no_cap_and_no_log_are_no_trouble(tmp_path: Path) -> None:
     write(tmp_path, 2)
     LogCap(tmp_path, 0).hold()
     assert not (tmp_path / "alerts.jsonl").exists()
+
+
+def test_a_log_without_its_head_is_read_from_its_first_whole_line(tmp_path: Path) -> None:
+    """A punched head reads as zeros: no page may show them, and no search may end in them."""
+    if not can_punch(tmp_path):
+        pytest.skip("this file system cannot punch holes")
+    log = tmp_path / "train.log"
+    log.write_text("".join(f"line {number:06d}\n" for number in range(1_000_000)))
+    log_cap.punch(log, 8 * MIB)
+    first = tail(log, cursor=0, lines=2)
+    number = int(first.lines[0].removeprefix("line "))
+    assert first.lines == [f"line {number:06d}", f"line {number + 1:06d}"] and first.cursor == 12 * number
+    assert 8 * MIB <= first.cursor < 8 * MIB + 100 and "were dropped" in (first.cut or "")
+    assert tail(log, cursor=first.next_cursor, lines=1).lines == [f"line {number + 2:06d}"]
+    assert tail(log, before=first.next_cursor, lines=50).lines == first.lines, "nothing before"
+    newest = tail(log, contains=f"line {number:06d}", lines=5)
+    assert newest.lines == [f"line {number:06d}"] and "go on" not in (newest.cut or "")
+    assert tail(log, contains="line 000001", lines=5).lines == []
+    assert tail(log, lines=1).lines == ["line 999999"]

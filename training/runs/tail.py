@@ -86,7 +86,8 @@ def tail(
     except FileNotFoundError:
         return LogPage(lines=[], cursor=0, next_cursor=0, size_bytes=0, at_end=True, cut="there is no log yet")
     try:
-        page = _Page(descriptor, os.fstat(descriptor).st_size, lines, contains, level, max_characters)
+        size = os.fstat(descriptor).st_size
+        page = _Page(descriptor, size, _first_line(descriptor, size), lines, contains, level, max_characters)
         if cursor is not None:
             return page.forward(page.within(cursor))
         return page.backward(page.size if before is None else page.within(before))
@@ -101,6 +102,7 @@ class _Page:
         self,
         descriptor: int,
         size: int,
+        floor: int,
         lines: int,
         contains: str | None,
         level: Level | None,
@@ -108,6 +110,7 @@ class _Page:
     ) -> None:
         self.descriptor = descriptor
         self.size = size
+        self.floor = floor  # byte the log begins at: what was before was dropped to hold it to its cap
         self.wanted = lines
         self.contains = contains
         self.level = level
@@ -119,7 +122,9 @@ class _Page:
     def within(self, offset: int) -> int:
         if offset > self.size:
             self.notes.append(f"the log ends at byte {self.size}, before the position asked for")
-        return min(offset, self.size)
+        if offset < self.floor:
+            self.notes.append(f"the log's first {self.floor} bytes were dropped (runs.log_gigabytes in lab.toml)")
+        return max(self.floor, min(offset, self.size))
 
     # -- backwards: the newest lines before a byte ---------------------------------------------------------------------
 
@@ -131,7 +136,7 @@ class _Page:
         else:
             found, reached = [], end
             budget = SCAN_BYTES
-            while reached > 0 and budget > 0 and len(found) < self.wanted:
+            while reached > self.floor and budget > 0 and len(found) < self.wanted:
                 piece = self._lines_before(reached, None, min(budget, BLOCK_BYTES * 4))
                 found = self._matching(piece, self.wanted + 1 - len(found), newest=True) + found
                 budget -= reached - piece.start
@@ -149,8 +154,8 @@ class _Page:
         """Whole lines ending at `end`: the last `count`, or as many as `limit` bytes hold."""
         blocks: list[bytes] = []
         start, newlines = end, 0
-        while start > 0 and end - start < limit and (count is None or newlines <= count):
-            step = min(BLOCK_BYTES, start, limit - (end - start))
+        while start > self.floor and end - start < limit and (count is None or newlines <= count):
+            step = min(BLOCK_BYTES, start - self.floor, limit - (end - start))
             block = self._read(start - step, step)
             blocks.insert(0, block)
             newlines += block.count(b"\n")
@@ -164,8 +169,8 @@ class _Page:
                     break
             else:
                 return _Piece(start + cut_at + 1, end, data[cut_at + 1 :])
-        if start == 0:
-            return _Piece(0, end, data)
+        if start == self.floor:
+            return _Piece(start, end, data)
         if self._read(start - 1, 1) == b"\n":
             return _Piece(start, end, data)
         first = data.find(b"\n", 0, max(0, len(data) - 1))
@@ -218,13 +223,13 @@ class _Page:
     def _line_start(self, end: int) -> int:
         """The byte the unfinished line before `end` begins at (within a page's reach)."""
         start = end
-        while start > 0 and end - start < PAGE_BYTES:
-            step = min(BLOCK_BYTES, start)
+        while start > self.floor and end - start < PAGE_BYTES:
+            step = min(BLOCK_BYTES, start - self.floor)
             newline = self._read(start - step, step).rfind(b"\n")
             if newline >= 0:
                 return start - step + newline + 1
             start -= step
-        return 0 if start == 0 else end
+        return start if start == self.floor else end
 
     def _rows(self, piece: _Piece) -> list[tuple[int, str]]:
         """(byte it begins at, text) of each line shown."""
@@ -301,7 +306,7 @@ class _Page:
         return kept[::-1] if newest else kept
 
     def _say_scanned(self, start: int, end: int, *, earlier: bool) -> None:
-        if (start > 0) if earlier else (end < self.size):
+        if (start > self.floor) if earlier else (end < self.size):
             how = f"before={start}" if earlier else f"cursor={end}"
             self.notes.append(f"searched bytes {start} to {end} of {self.size}; go on searching with {how}")
 
@@ -322,6 +327,18 @@ class _Page:
             read_bytes=self.scanned,
             cut="; ".join(self.notes) or None,
         )
+
+
+def _first_line(descriptor: int, size: int) -> int:
+    """The byte the first whole line begins at: 0, or behind the hole that `training.runs.log_cap` punched."""
+    try:
+        begin = os.lseek(descriptor, 0, os.SEEK_DATA)
+    except (OSError, AttributeError):  # nothing but a hole, or a system that does not tell
+        return 0
+    if begin == 0:
+        return 0
+    newline = os.pread(descriptor, BLOCK_BYTES, begin).find(b"\n")  # a line that is longer shows its end
+    return min(begin + newline + 1, size)
 
 
 def cut(line: str, limit: int, length: int) -> str:
