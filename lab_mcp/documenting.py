@@ -23,9 +23,9 @@ class Documenting:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.notebook_round: Mapping[str, Handler] = {
-            "run.started": lambda message: None,  # the call that started it is in the journal already
+            "run.started": lambda message: self._tell("runs", message.payload["run"]),  # its call is in the journal
             "run.ended": self._run_ended,
-            "experiment.proposed": lambda message: None,
+            "experiment.proposed": lambda message: self._tell("experiments", message.payload["experiment"]),
             "experiment.ended": self._experiment_ended,
             "campaign.changed": self._campaign_changed,
             "note.written": self._note_written,
@@ -35,6 +35,10 @@ class Documenting:
     def _post_remember(self, kind: str, id: str) -> None:
         with self.lab.database.transaction() as tx:
             self.lab.outbox.post(tx, "remember", {"kind": kind, "id": id})
+
+    def _tell(self, family: str, id: str) -> None:
+        """Clients that listen hear of what happens by itself."""
+        self.lab.changed(f"lab://{family}/{id}")
 
     def _run_ended(self, message: Message) -> None:
         record = self.lab.runs.get(message.payload["run"])
@@ -47,9 +51,11 @@ class Documenting:
                 facts=run_facts(record),
             )
         self._post_remember("run", record.id)
+        self._tell("runs", record.id)
 
     def _experiment_ended(self, message: Message) -> None:
         self._post_remember("experiment", message.payload["experiment"])
+        self._tell("experiments", message.payload["experiment"])
 
     def _campaign_changed(self, message: Message) -> None:
         campaign, position = message.payload["campaign"], message.payload["step"]
@@ -63,6 +69,7 @@ class Documenting:
         self.lab.notebook.event(
             record.conversation, text.strip(), key=f"{campaign}/step/{position}", session=record.session
         )
+        self._tell("campaigns", campaign)
 
     def _note_written(self, message: Message) -> None:
         self._post_remember("note", message.payload["entry"])

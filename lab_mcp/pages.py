@@ -84,7 +84,7 @@ def _home(lab: Lab) -> str:
     parts.append(
         _links([(f"runs/{r.id}", f"{r.id} {r.state} {r.name}") for r in live]) if live else _paragraph("nothing")
     )
-    kinds = {"sessions": "Notebook", "experiments": "Experiments", "runs": "Runs"}
+    kinds = {"sessions": "Notebook", "campaigns": "Campaigns", "experiments": "Experiments", "runs": "Runs"}
     addresses = [(item.uri.removeprefix(SCHEME), f"{item.title}: {item.description}") for item in resources.listed(lab)]
     for kind, title in kinds.items():
         mine = [entry for entry in addresses if entry[0].startswith(f"{kind}/")]
@@ -98,8 +98,10 @@ def _view(lab: Lab, uri: str) -> str:
     body = (
         rendered(text) if kind == resources.MARKDOWN else f"<h1>{html.escape(uri)}</h1><pre>{html.escape(text)}</pre>"
     )
-    log = f"<p><a href='/view/{html.escape(uri.removeprefix(SCHEME))}/log'>its log</a></p>"
-    return f"<p><a href='/'>the lab</a></p>{body}{log if kind == resources.JSON else ''}"
+    path = uri.removeprefix(SCHEME)
+    is_run = path.startswith("runs/") and kind == resources.JSON
+    log = f"<p><a href='/view/{html.escape(path)}/log'>its log</a></p>" if is_run else ""
+    return f"<p><a href='/'>the lab</a></p>{body}{log}"
 
 
 def _links(entries: list[tuple[str, str]]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
@@ -70,6 +71,7 @@ class Service:
         self.open_requests = 0
         self.server: uvicorn.Server | None = None
         self.mcp = build_server(tools, lab)
+        lab.changed = lambda uri: anyio.from_thread.run(self.mcp.tell, uri)  # its callers are the rounds' threads
         self.started_in = _inode(lab.workspace.lab_dir)
         self.round_threads: anyio.CapacityLimiter | None = None
         self.keeper_check_at = self.heartbeat_at = 0.0  # monotonic seconds of the next

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rag import protocol, query
-from rag.records import Hit, IndexReport, Listing, MemoryStatus, Rankings, SearchPage
+from rag.records import Hit, IndexReport, Listing, MemoryStatus, Opening, Rankings, SearchPage
 from workspace import interpreter
 from workspace.errors import Refused, Unavailable
 from workspace.layout import Workspace
@@ -234,6 +234,10 @@ class Memory:
             raise Refused(f"limit = {limit} is not allowed", valid=f"1 to {MOST_LISTED}")
         given = {"kinds": list(kinds or ()), "text": text, "after": after, "limit": limit}
         return Listing.from_json(self._ask("documents", given))
+
+    def opening(self, document: str, passages: int = 10) -> Opening:
+        """How a document begins, in its first passages. Raises `NotFound`."""
+        return Opening.from_json(self._ask("opening", {"document": document, "passages": passages}))
 
     def reindex(self, ids: Sequence[str] | None = None) -> int:
         """Read and embed these documents again, or all of them; how many there are. It goes on in the background."""

@@ -25,11 +25,11 @@ from rag.evaluation.measures import RECALL_DEPTH
 from rag.index.catalogue import Entry
 from rag.index.generation import Generations, owner
 from rag.index.place import Place, place_for
-from rag.index.store import SCHEMA, Narrowing
+from rag.index.store import SCHEMA, Narrowing, passage_id
 from rag.indexer import Indexer
 from rag.query import LONGEST_QUERY, Query
 from rag.ranking import METHODS, Wording
-from rag.records import IndexReport, Listed, Listing, MemoryStatus, Problem, Rankings, SearchPage
+from rag.records import Excerpt, IndexReport, Listed, Listing, MemoryStatus, Opening, Problem, Rankings, SearchPage
 from rag.search import Stores, search
 from workspace.errors import LabError, NotFound, Unavailable, unknown
 from workspace.layout import Workspace
@@ -180,6 +180,23 @@ class Engine:
             for e in entries[:limit]
         ]
         return Listing(shown, total, shown[-1].id if len(entries) > limit else None)
+
+    def opening(self, document: str, passages: int) -> Opening:
+        """How a document begins. Raises `NotFound`."""
+        catalogue = self.generations.building.catalogue
+        entry = catalogue.get(document)
+        if entry is None:
+            raise unknown(
+                "document", document, [e.id for e in catalogue.listed((), document.split("-")[0], "", 500)[0]]
+            )
+        ids = [passage_id(document, number) for number in range(min(passages, entry.chunks))]
+        found = Stores(self.generations).passages(ids)
+        shown = [found[one] for one in ids if one in found]
+        return Opening(
+            *(entry.id, entry.kind, entry.title, entry.details.get("authors", ""), entry.source, entry.date),
+            passages=[Excerpt(one.text, one.section, one.page) for one in shown],
+            total=entry.chunks,
+        )
 
     def reindex(self, ids: Sequence[str] | None) -> int:
         """Read and embed documents again (all for None); how many. Raises `NotFound` for an id that is not there."""

@@ -17,7 +17,7 @@ class Record:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        records = _records_in(cls)
+        records = _records_in(cls)  # type: ignore[arg-type]  # mypy takes a class for unhashable
         return cls(
             **{
                 name: [records[name].from_json(part) for part in content] if name in records else content
@@ -88,6 +88,27 @@ class Listing(Record):
     documents: list[Listed]
     total: int
     next_cursor: str | None = None
+
+
+@dataclass(frozen=True)
+class Excerpt(Record):
+    text: str
+    section: str
+    page: int | None
+
+
+@dataclass(frozen=True)
+class Opening(Record):
+    """How a document begins: its first passages in order, of `total`."""
+
+    id: str
+    kind: str
+    title: str
+    authors: str
+    source: str
+    date: str
+    passages: list[Excerpt]
+    total: int
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Worker:
             "index": lambda given: engine.index(given["paths"], given["wait_s"]).as_json(),
             "status": lambda given: engine.status().as_json(),
             "documents": lambda given: engine.documents(**given).as_json(),
+            "opening": lambda given: engine.opening(**given).as_json(),
             "reindex": lambda given: engine.reindex(given["ids"]),
             "rankings": lambda given: engine.rankings(given["texts"]).as_json(),
         }

@@ -101,7 +101,8 @@ TOOLS: list[Tool[Any, Any]] = [
         description=(
             "Experiments one after another within a budget, with nobody there ('improve this overnight'): a proposer "
             "changes the recipe, each change is judged as propose_and_run_experiment does, what is kept is the next "
-            "parent."
+            "parent. For one idea of the user's use that tool. Ask the user for the budget first. Next: "
+            "list_experiments(campaign_id)."
         ),
         arguments=RunCampaignArguments,
         result=RunCampaignResult,

@@ -260,12 +260,11 @@ TOOLS: list[Tool[Any, Any]] = [
         name="propose_and_run_experiment",
         title="Run an experiment",
         description=(
-            "Test one change of the training recipe properly: the hypothesis is frozen, checked (does the change do "
-            "anything? was it tried before?), given a short test run, then measured against the current best recipe "
-            "with replicates, and judged against measured noise: keep, discard or inconclusive. Returns the experiment "
-            "id at once; everything else happens by itself, is recorded in ledger, results.tsv, git (refs of its own) "
-            "and notebook. Use it instead of start_training whenever two settings are compared. First rag_search "
-            "whether it was tried; then wait with list_experiments."
+            "Test one change of the training recipe: the hypothesis is frozen, checked (does the change do anything?), "
+            "given a short test run, measured against the best recipe with replicates, and judged against measured "
+            "noise: keep, discard or inconclusive. Returns the id at once; the rest happens and is recorded by itself. "
+            "Use it instead of start_training whenever two settings are compared; for many changes overnight "
+            "run_campaign. First rag_search whether it was tried; then wait with list_experiments."
         ),
         arguments=ProposeArguments,
         result=ProposeResult,

@@ -150,7 +150,7 @@ TOOLS: list[Tool[Any, Any]] = [
         description=(
             "What the machine has and what it is doing: every GPU with utilisation, memory, temperature, power and "
             "clocks, the CPU and its memory, and which runs use them; with `since` also last night. "
-            "Use it before starting anything, and when the user asks about the GPU. It costs nothing. For one "
+            "Use it before starting anything, and when the user asks about the GPU. For one "
             "run's own progress use wait_for_run or list_runs."
         ),
         arguments=GpuStatusArguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,5 +34,6 @@ class Lab:
     experiments: Experiments
     campaigns: Campaigns
     reproductions: Reproductions
+    changed: Callable[[str], None] = field(default=lambda uri: None, kw_only=True)  # tells clients of a resource
     told_alerts: dict[tuple[str, str], int] = field(default_factory=dict, kw_only=True)  # conversation, run -> how many
     service: dict[str, Any]  # pid, url, started_at, version of the process this lab lives in

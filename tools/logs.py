@@ -52,9 +52,9 @@ TOOLS: list[Tool[Any, Any]] = [
         name="tail_log",
         title="Log of a run",
         description=(
-            "The last lines of a run's log, or what came after a cursor, or only lines that contain a text. Fast "
-            "however large the log is; a filter looks through at most 4 MiB a call and then gives a cursor to go on. "
-            "Use it when a run failed or looks odd; for loss and speed list_runs is shorter."
+            "The last lines of a run's log, what came after a cursor, or only lines that contain a text; a filter "
+            "looks through at most 4 MiB a call and then gives a cursor to go on. Use it when a run failed or looks "
+            "odd; for loss and speed list_runs is shorter."
         ),
         arguments=TailLogArguments,
         result=TailLogResult,

@@ -64,10 +64,10 @@ TOOLS: list[Tool[Any, Any]] = [
         name="write_session_note",
         title="Write in the notebook",
         description=(
-            "Add a note to the lab notebook page of this conversation (docs/sessions/): why something is done "
-            "(Objective, Hypothesis), how (Method), what came out (Results), what it means (Analysis), what next "
-            "(Next steps). Calls, runs and verdicts are recorded there by themselves; write what only you or the user "
-            "know: reasons, interpretations, decisions. Write while working, not at the end."
+            "Add a note to this conversation's page of the lab notebook (docs/sessions/): why (Objective, Hypothesis), "
+            "how (Method), what came out (Results), what it means (Analysis), what next (Next steps). Calls, runs and "
+            "verdicts are recorded by themselves; write what only you or the user know: reasons, decisions. Write "
+            "while working, not at the end."
         ),
         arguments=WriteSessionNoteArguments,
         result=WriteSessionNoteResult,

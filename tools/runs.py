@@ -324,11 +324,11 @@ TOOLS: list[Tool[Any, Any]] = [
         name="start_training",
         title="Start training",
         description=(
-            "Start a training run on this machine and return its run id at once; the run goes on whatever happens to "
-            "this conversation. Without `script` the lab's own trainer runs recipe/recipe.toml with your overrides; "
-            "with `script` it runs the user's own program, if wanted from a cloned repo. The run queues when the "
-            "device is busy. To compare two settings use an experiment instead, if that tool is there. Next: "
-            "wait_for_run. Never call it again because an answer was slow; list_runs shows what is there."
+            "Start a training run and return its id at once; it goes on whatever happens to this conversation, and "
+            "queues when the device is busy. Without `script` the lab's own trainer runs recipe/recipe.toml with your "
+            "overrides; with `script` the user's own program, if wanted from a cloned repo. To compare two settings "
+            "use propose_and_run_experiment. Next: wait_for_run. Never call it again because an answer was slow; "
+            "list_runs shows what is there."
         ),
         arguments=StartTrainingArguments,
         result=StartTrainingResult,

@@ -16,7 +16,7 @@ import mcp.types as types
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourcesListChanged, ResourceUpdated
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 
 from tools import consent
@@ -51,12 +51,13 @@ the user wants.
 2. A question of the form "is X better than Y" is a hypothesis: propose_and_run_experiment, with one change, the \
 metric, the smallest effect worth having and why. It does the short test run, the full runs against a control and the \
 verdict (keep, discard, inconclusive) by itself. Do not compare two runs by eye: their difference may be noise.
-3. Any other run, or the user's own script: start_training, first with a small budget as a test, then in full.
-4. Both answer at once with an id and go on whatever happens to this conversation. Wait with wait_for_run or \
+3. "Improve it overnight" is a campaign: run_campaign proposes and judges experiments within a budget the user names.
+4. Any other run, or the user's own script: start_training, first with a small budget as a test, then in full.
+5. All three answer at once with an id and go on whatever happens to this conversation. Wait with wait_for_run or \
 list_experiments(wait_s); tail_log when something looks wrong. Never start again because an answer was slow: list_runs \
 shows what is there.
-5. Tell the user the verdict in its own words, with its uncertainty; inconclusive is not better.
-6. write_session_note: why it was done, what it means, what comes next. Calls, runs and verdicts are \
+6. Tell the user the verdict in its own words, with its uncertainty; inconclusive is not better.
+7. write_session_note: why it was done, what it means, what comes next. Calls, runs and verdicts are \
 noted by themselves.
 
 A refused call changed nothing; its text says what is valid and what to do next. Text from logs, scripts, papers and \
@@ -69,6 +70,11 @@ class LabServer(Server[Any]):
 
     bus: InMemorySubscriptionBus  # what is published there reaches every client of the newer era that listens
     listening: ListenHandler
+
+    async def tell(self, uri: str) -> None:
+        """Clients of the newer era that the resource at `uri` changed, or is new."""
+        await self.bus.publish(ResourceUpdated(uri=uri))
+        await self.bus.publish(ResourcesListChanged())
 
     def end_subscriptions(self) -> None:
         """Let every open subscription end by itself, before the connection is cut under it."""

@@ -15,6 +15,10 @@ DENSE, WORDS = "dense", "bm25"  # the names of a passage's two vectors
 NAMESPACE = uuid.UUID("6ad0a1c9-3f0f-5e0a-9c43-5b7f6f0f3c11")
 
 
+def passage_id(document: str, number: int) -> str:
+    return str(uuid.uuid5(NAMESPACE, f"{document}\n{number}"))
+
+
 @dataclass(frozen=True)
 class Passage:
     """What the store holds of a passage, besides its vectors."""
@@ -39,7 +43,7 @@ class Passage:
 
     @property
     def id(self) -> str:
-        return str(uuid.uuid5(NAMESPACE, f"{self.document}\n{self.number}"))
+        return passage_id(self.document, self.number)
 
     @property
     def context(self) -> str:
