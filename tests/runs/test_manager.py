@@ -123,6 +123,26 @@ def test_a_disk_that_cannot_be_written_changes_nothing(
     assert bench.end(bench.runs.start(RunRequest(kind="script", script=name), key="k").id).state == "succeeded"
 
 
+def test_a_service_killed_while_it_writes_a_run_leaves_no_half_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = bench.workspace.runs_dir / ".writing-run-0001"  # of an earlier kill
+    left.mkdir()
+    (left / "config.json").write_text("{}")
+    write_json = durable.write_json
+    there: list[list[str]] = []
+
+    def look(path: Path, value: Any, **options: Any) -> None:
+        there.append(sorted(p.name for p in bench.workspace.runs_dir.glob("run-*")))
+        write_json(path, value, **options)
+
+    monkeypatch.setattr(durable, "write_json", look)
+    run_id = bench.runs.start(RunRequest(kind="script", script=bench.write("print(1)"))).id
+    assert there[0] == [], "until it is whole there is no run folder"
+    assert run_id == "run-0001" and bench.end(run_id).state == "succeeded"
+    assert not left.exists() and not (bench.folder(run_id) / "config.json").exists()
+
+
 def test_a_nearly_full_disk_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     name = bench.write("print(1)")
     usage = shutil.disk_usage(bench.workspace.root)._replace(free=10**6)

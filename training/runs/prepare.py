@@ -34,6 +34,7 @@ WATCH_FOLDER = Path(__file__).resolve().parent.parent / "watch"  # holds lab_wat
 SPACE_BYTES = 64 * 2**20  # a run is refused when the disk has less
 RECIPE_FILE_BYTES = 2**20
 RECIPE_SUFFIXES = (".py", ".toml")
+WRITING = ".writing-"  # before the id of a run that is being written down
 
 
 @dataclass
@@ -48,15 +49,27 @@ class Prepared:
     checkout: source.Checkout | None = None
 
     def write(self, folder: Path, run_id: str, key: str | None) -> dict[str, Any]:
-        """Make the run folder; run.json comes last, so a folder with it is whole. Returns run.json."""
-        folder.mkdir(parents=True)
+        """Make the run folder, whole or not at all: it is written aside. Returns run.json."""
+        aside = folder.with_name(f"{WRITING}{run_id}")
+        shutil.rmtree(aside, ignore_errors=True)  # of a service that was killed here: its id is given out again
+        try:
+            run = self._write(aside, folder, run_id, key)
+            aside.rename(folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        durable.sync_folder(folder.parent)
+        return run
+
+    def _write(self, aside: Path, folder: Path, run_id: str, key: str | None) -> dict[str, Any]:
+        aside.mkdir(parents=True)
         if self.config is not None:
-            durable.write_json(folder / "config.json", self.config)
+            durable.write_json(aside / "config.json", self.config)
         for name, content in self.recipe.items():
-            (folder / "recipe").mkdir(exist_ok=True)
-            durable.write_bytes(folder / "recipe" / name, content)
+            (aside / "recipe").mkdir(exist_ok=True)
+            durable.write_bytes(aside / "recipe" / name, content)
         if self.checkout:
-            shutil.move(self.checkout.folder, folder / "source")
+            shutil.move(self.checkout.folder, aside / "source")
         place = {"{run_dir}": str(folder), "{source}": str(folder / "source")}
         environment = {"LAB_RUN_DIR": str(folder), TAG_VARIABLE: f"{run_id}:{uuid.uuid4().hex}"}
         run = {
@@ -70,8 +83,7 @@ class Prepared:
             "need": self.need.as_json(),
             "devices": [],
         }
-        durable.write_json(folder / "run.json", run)
-        durable.sync_folder(folder.parent)
+        durable.write_json(aside / "run.json", run)
         return run
 
     def discard(self) -> None:
@@ -111,8 +123,7 @@ def _recipe(
     if request.args:
         raise Refused("args belong to a run of kind script", valid="overrides, config and recipe_dir")
     from training import config as configs
-    from training import trackers
-    from training import size
+    from training import size, trackers
 
     folder = request.recipe_dir or workspace.recipe_dir
     config: Any = request.config
