@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from training.runs import retention
 from training.runs.retention import REMOVING, Retention, Rules, size_of
 from training.runs.store import Store
 from workspace import clock, durable
@@ -135,6 +136,29 @@ def test_a_kill_in_the_middle_of_a_removal_is_made_good(house: House) -> None:
     (house.workspace.run_dir(run_id) / "checkpoints").rename(left)
     house.clean()
     assert not left.exists()
+
+
+def test_space_is_measured_anew_only_when_something_changed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """list_runs asks for every run it shows; a folder may hold a million files."""
+    run_id = house.run()
+    walks: list[Path] = []
+
+    def count(path: Path) -> int:
+        walks.append(path)
+        return size_of(path)
+
+    monkeypatch.setattr(retention, "size_of", count)
+    first = house.retention.usage(run_id)
+    assert first["checkpoints"] >= 2_000_000 and first["total"] >= first["checkpoints"] + first["logs"]
+    seen = len(walks)
+    monkeypatch.setattr(retention, "USAGE_S", 0.0)
+    assert house.retention.usage(run_id) == first and len(walks) == seen
+    (house.workspace.run_dir(run_id) / "more.bin").write_bytes(b"x" * 1_000_000)
+    assert house.retention.usage(run_id)["total"] >= first["total"] + 1_000_000
+    monkeypatch.setattr(retention, "USAGE_S", 600.0)
+    house.run()
+    house.clean(Rules(keep_latest=1))
+    assert house.retention.usage(run_id)["checkpoints"] == 0, "what was cleaned is known at once"
 
 
 def test_links_are_not_followed(house: House, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ REMOVING = ".removing-"
 LOGS = ("train.log", "supervisor.log")
 DAY_S = 86400.0
 GB = 1e9
+USAGE_S = 10.0
 TABLES = [
     """
     CREATE TABLE cleaned (
@@ -78,6 +81,8 @@ class Retention:
     def __init__(self, workspace: Workspace, database: Database) -> None:
         self.workspace = workspace
         self.database = database
+        self._cleaning = threading.Lock()
+        self._usage: dict[str, tuple[float, tuple[int, ...], dict[str, int]]] = {}  # measured at, look of it, bytes
         database.migrate("retention", TABLES)
 
     # -- pins ----------------------------------------------------------------------------------------------------------
@@ -106,10 +111,19 @@ class Retention:
     # -- space ---------------------------------------------------------------------------------------------------------
 
     def usage(self, run_id: str) -> dict[str, int]:
-        """Bytes on disk of a run: `checkpoints`, `logs`, `total`."""
+        """Bytes on disk of a run: `checkpoints`, `logs`, `total`.
+
+        A folder may hold any number of files: it is walked again when what lies directly in it or in its checkpoints
+        has changed, at most every USAGE_S seconds.
+        """
         folder = self.workspace.run_dir(run_id)
-        logs = sum(_allocated(folder / name) for name in LOGS)
-        return {"checkpoints": size_of(folder / "checkpoints"), "logs": logs, "total": size_of(folder)}
+        look = tuple(_changed(path) for path in (folder, folder / "checkpoints", folder / "train.log"))
+        measured, seen, usage = self._usage.get(run_id, (0.0, (), {}))
+        if not usage or (look != seen and time.monotonic() - measured > USAGE_S):
+            logs = sum(_allocated(folder / name) for name in LOGS)
+            usage = {"checkpoints": size_of(folder / "checkpoints"), "logs": logs, "total": size_of(folder)}
+            self._usage[run_id] = time.monotonic(), look, usage
+        return dict(usage)
 
     def cleaned(self, run_id: str) -> list[str]:
         """What was removed of a run, and when."""
@@ -124,6 +138,10 @@ class Retention:
         Each removal is written down before it is made, so that a kill in between leaves nothing that looks whole.
         """
         _check(rules)
+        with self._cleaning:  # two at once would each take what the other is taking
+            return self._clean(rules, needed, act=act)
+
+    def _clean(self, rules: Rules, needed: Mapping[str, str], *, act: bool) -> Plan:
         self._finish_removals()
         rows = self.database.query("SELECT * FROM runs ORDER BY number")
         reasons = self._reasons(rows, rules) | dict(needed)
@@ -190,6 +208,7 @@ class Retention:
                 aside = self.workspace.runs_dir / f"{REMOVING}{removal.run}-{path.name}"
                 path.rename(aside)  # gone at once for everybody, whatever happens to us meanwhile
                 shutil.rmtree(aside, ignore_errors=True)
+        self._usage.pop(removal.run, None)
 
     def _finish_removals(self) -> None:
         for left in self.workspace.runs_dir.glob(f"{REMOVING}*"):
@@ -204,6 +223,13 @@ def size_of(path: Path) -> int:
     for folder, _, names in os.walk(path):
         total += _allocated(Path(folder)) + sum(_allocated(Path(folder, name)) for name in names)
     return total
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _allocated(path: Path) -> int:
