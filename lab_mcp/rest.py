@@ -32,7 +32,7 @@ def routes(lab: Lab) -> list[Route]:
         return JSONResponse({"page": text})
 
     async def new(request: Request) -> Response:
-        body: dict[str, Any] = await request.json()
+        body = await body_of(request)
         conversation = request.headers.get(CONVERSATION_HEADER, "command line")
         made = await anyio.to_thread.run_sync(lambda: lab.notebook.new(str(body.get("title", "")), conversation))
         return JSONResponse(asdict(made))
@@ -47,7 +47,7 @@ def routes(lab: Lab) -> list[Route]:
         return JSONResponse({"document": await anyio.to_thread.run_sync(lambda: lab.notebook.export(wanted, form))})
 
     async def amend(request: Request) -> Response:
-        body: dict[str, Any] = await request.json()
+        body = await body_of(request)
         changes, why = dict(body.get("changes") or {}), str(body.get("why") or "")
         name = request.path_params["experiment"]
         made = await anyio.to_thread.run_sync(lambda: lab.experiments.amend(name, changes, why))
@@ -61,6 +61,14 @@ def routes(lab: Lab) -> list[Route]:
         Route("/api/sessions/{session}/close", refusing(close), methods=["POST"]),
         Route("/api/notebook", refusing(export), methods=["GET"]),
     ]
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """The JSON object a request carries. Raises ValueError when it is none."""
+    body = await request.json()
+    if not isinstance(body, dict):
+        raise ValueError("its body is not a JSON object")
+    return body
 
 
 def refusing(endpoint: Endpoint) -> Endpoint:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lab_mcp.rest import refusing
+from lab_mcp.rest import body_of, refusing
 from rag.evaluation import evaluate
 from rag.evaluation.labels import Labels
 from tools.lab import Lab
@@ -35,12 +35,12 @@ def routes(lab: Lab) -> list[Route]:
         return JSONResponse({"removed": name})
 
     async def reindex(request: Request) -> Response:
-        ids = (await request.json()).get("ids")
+        ids = (await body_of(request)).get("ids")
         count = await anyio.to_thread.run_sync(lab.memory.reindex, ids)
         return JSONResponse({"documents": count})
 
     async def label(request: Request) -> Response:
-        body: dict[str, Any] = await request.json()
+        body = await body_of(request)
         count = await anyio.to_thread.run_sync(labels.add, str(body.get("query", "")), body.get("grades") or {})
         return JSONResponse({"judged": count})
 

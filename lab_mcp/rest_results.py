@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lab_mcp.rest import refusing
+from lab_mcp.rest import body_of, refusing
 from tools.lab import Lab
 from tools.server import CONVERSATION_HEADER
 from workspace.errors import NotFound
@@ -28,7 +28,7 @@ def routes(lab: Lab) -> list[Route]:
         return JSONResponse(await anyio.to_thread.run_sync(_progress, lab, of, metric))
 
     async def reproduce(request: Request) -> Response:
-        body: dict[str, Any] = await request.json()
+        body = await body_of(request)
         experiment: str = request.path_params["experiment"]
         conversation = request.headers.get(CONVERSATION_HEADER, "command line")
         started = await anyio.to_thread.run_sync(

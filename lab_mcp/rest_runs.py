@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
 import anyio.to_thread
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lab_mcp.rest import refusing
+from lab_mcp.rest import body_of, refusing
 from tools.lab import Lab
 from tools.server import CONVERSATION_HEADER
 from training.runs.retention import Rules
@@ -19,10 +20,11 @@ def routes(lab: Lab) -> list[Route]:
     """POST /api/clean with the fields of `Rules` and `act`; POST and DELETE /api/runs/{run}/pin."""
 
     async def clean(request: Request) -> Response:
-        body: dict[str, Any] = await request.json()
+        body = await body_of(request)
         act = body.pop("act", False) is True
         try:
             rules = Rules(**body)
+            rules = TypeAdapter(Rules).validate_python(asdict(rules))
         except TypeError as error:
             raise ValueError(str(error)) from error
         plan = await anyio.to_thread.run_sync(lambda: lab.runs.retention.clean(rules, needed(lab), act=act))

@@ -106,7 +106,8 @@ class Service:
             *rest_runs.routes(self.lab),
             Mount("/", app=inner),
         ]
-        served = _Busy(Starlette(routes=routes, lifespan=lifespan), self)
+        app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={Exception: _crashed})
+        served = _Busy(app, self)
         if self.beyond is not None:
             guarded = Guard(served, self.token, self.beyond.names, self.doors)
             self.remote_server = self.beyond.server(guarded)
@@ -205,6 +206,12 @@ class Service:
         idle_s = self.lab.settings.service.idle_minutes * 60
         if idle_s and not self.open_requests and now - self.last_used > idle_s and not compose.is_busy(self.lab):
             self.stop(f"idle for {idle_s / 60:.0f} minutes")
+
+
+async def _crashed(request: Request, error: Exception) -> JSONResponse:
+    """A fault of ours, in words; Starlette raises it again, which puts it into the service's log."""
+    text = f"the lab itself failed here ({type(error).__name__}); .lab/service.log says where"
+    return JSONResponse({"error": text}, status_code=500)
 
 
 class _Busy:

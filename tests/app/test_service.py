@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import stat
 import threading
 import time
@@ -205,6 +206,24 @@ def test_plain_json_calls_refuse_in_words(lab: Workspace) -> None:
         connection.request(endpoint, "POST", "/api/tools/gpu_status", {"proceses": True})
     with pytest.raises(LabError, match="closest gpu_status"):
         connection.request(endpoint, "POST", "/api/tools/gpu_stats", {})
+    for path in ("/api/sessions", "/api/clean", "/api/tools/gpu_status"):
+        with pytest.raises(LabError, match="object"):
+            connection.request(endpoint, "POST", path, ["no object"])
+    with pytest.raises(LabError, match="valid number"):
+        connection.request(endpoint, "POST", "/api/clean", {"older_than_days": "old"})
+
+
+def test_a_fault_of_the_lab_is_answered_in_words_and_logged(lab: Workspace) -> None:
+    endpoint = connection.ensure_service(lab)
+    with contextlib.closing(sqlite3.connect(lab.database_file)) as database:
+        database.execute("ALTER TABLE runs RENAME TO taken_away")
+    with pytest.raises(LabError, match=r"the lab itself failed here \(OperationalError\)"):
+        connection.request(endpoint, "POST", "/api/tools/list_runs", {})
+    deadline = time.monotonic() + 20
+    while "Exception in ASGI application" not in lab.service_log.read_text():
+        assert time.monotonic() < deadline, "where it failed is in the log"
+        time.sleep(0.05)
+    assert connection.request(endpoint, "GET", "/healthz")["status"] == "ok"
 
 
 def test_a_users_own_tools_folder_and_pythonpath_do_not_shadow_ours(lab: Workspace, command) -> None:
