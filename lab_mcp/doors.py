@@ -55,10 +55,11 @@ class Doors:
     def open_to(self, scope: Scope, cookies: Sequence[bytes]) -> bool:
         """May this request look? The way in itself may be tried by anyone."""
         path: str = scope["path"]
-        if scope["method"] not in LOOKING:
+        method: str = scope["method"]
+        if method not in LOOKING:
             return False
         if path == ENTER:  # not HEAD, with which a chat or a mail program tries a link and would use it up
-            return scope["method"] == "GET"
+            return method == "GET"
         if path != VIEWS[0] and not path.startswith(VIEWS[1]):
             return False
         with self._lock:
