@@ -37,20 +37,33 @@ class Searchable(Protocol):
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """Passage ids, best first, with the joined score (1 for the best) and the cosine to the query, where known."""
-
-    order: list[str]
-    scores: dict[str, float]
-    similarity: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Wording:
     """One way of asking: the text, and its vector where there is an embedder."""
 
     text: str
     vector: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Passage ids, best first, with the joined score (1 for the best)."""
+
+    order: list[str]
+    scores: dict[str, float]
+    wordings: Sequence[Wording]
+    known: Sequence[dict[str, float]]  # of each wording, its cosines to passages met so far
+
+    def similarities(self, names: Sequence[str], store: Searchable) -> dict[str, float]:
+        """The cosine of each passage to the wording nearest to it; asked for as they are needed, most never are."""
+        nearest: dict[str, float] = {}
+        for wording, known in zip(self.wordings, self.known, strict=True):
+            missing = tuple(name for name in names if name not in known)
+            if wording.vector is not None and missing:
+                known.update(store.dense(wording.vector, len(missing), Narrowing(ids=missing)))
+            for name in names:
+                if name in known:
+                    nearest[name] = max(known[name], nearest.get(name, -1.0))
+        return nearest
 
 
 def scaled_words(ranking: Scored) -> dict[str, float]:
@@ -104,11 +117,7 @@ def rank(wordings: Sequence[Wording], store: Searchable, narrowing: Narrowing, f
     scores = join([(scores, 1.0 if n == 0 else others) for n, (scores, _) in enumerate(each)])
     order = sorted(scores, key=lambda name: (-scores[name], name))
     best = (scores[order[0]] if order else 0.0) or 1.0
-    similarity: dict[str, float] = {}
-    for (_, known), wording in zip(each, wordings, strict=True):
-        for name, cosine in _completed(known, order, wording, store).items():
-            similarity[name] = max(cosine, similarity.get(name, -1.0))
-    return Ranked(order, {name: score / best for name, score in scores.items()}, similarity)
+    return Ranked(order, {name: score / best for name, score in scores.items()}, wordings, [known for _, known in each])
 
 
 def _one(
@@ -130,14 +139,6 @@ def _one(
         again = scaled_dense(store.dense(toward, DEPTH, narrowing))
         scores = join([(words, WORDS_SHARE), (dense, rest / 2), (again, rest / 2)])
     return scores, similarity
-
-
-def _completed(known: dict[str, float], order: Sequence[str], wording: Wording, store: Searchable) -> dict[str, float]:
-    """The cosines of a wording to all of `order`, where there is a vector."""
-    missing = tuple(name for name in order if name not in known)
-    if wording.vector is None or not missing:
-        return known
-    return known | dict(store.dense(wording.vector, len(missing), Narrowing(ids=missing)))
 
 
 def _toward(vector: Sequence[float], examples: Sequence[Sequence[float]]) -> list[float]:

@@ -6,7 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rag.embedding.reranker import RERANKED, Reranker
@@ -132,7 +132,7 @@ def _reranked(text: str, ranked: Ranked, stores: Stores, reranker: Reranker) -> 
     order = sorted(names, key=lambda name: -scores[name])
     placed = dict(zip(order, sorted((ranked.scores[name] for name in names), reverse=True), strict=True))
     rest = [name for name in ranked.order if name not in scores]
-    return Ranked([*order, *rest], {**ranked.scores, **placed}, ranked.similarity)
+    return replace(ranked, order=[*order, *rest], scores={**ranked.scores, **placed})
 
 
 class _Gatherer:
@@ -179,12 +179,13 @@ class _Gatherer:
         for begin in range(0, len(order), at_once):
             names = order[begin : begin + at_once]
             passages = self.stores.passages(names)
+            similarities = self.ranked.similarities(names, self.stores)
             for name in names:
                 passage = passages.get(name)
                 if passage is not None:  # else removed this moment
-                    yield self._found(passage, name)
+                    yield self._found(passage, self.ranked.scores[name], similarities.get(name))
 
-    def _found(self, passage: Passage, name: str) -> _Found:
+    def _found(self, passage: Passage, score: float, similarity: float | None) -> _Found:
         """With the words of whichever wording it covers best."""
         present = set(self.tokens(passage.searchable))
         best: list[str] = []
@@ -193,7 +194,7 @@ class _Gatherer:
             words = [word for token, word in wording.items() if token in present]
             if words and len(words) / len(wording) > coverage:
                 best, coverage = words, len(words) / len(wording)
-        return _Found(passage, self.ranked.scores[name], self.ranked.similarity.get(name), best, coverage)
+        return _Found(passage, score, similarity, best, coverage)
 
     def nearest(self) -> list[str]:
         self.weak.sort(key=lambda one: -(one.similarity or 0.0))
