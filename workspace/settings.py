@@ -74,6 +74,7 @@ class AlertSettings(Section):
     thermal: Policy = Field("warn", description="heat holds a GPU's clock down")
     compile_fell_back: Policy = Field("note", description="torch.compile could not be used")
     disk_filling: Policy = Field("warn", description="the disk is full soon")
+    log: Policy = Field("warn", description="the log outgrows runs.log_gigabytes and cannot be shortened here")
     oom: Policy = Field("stop", description="it ended for lack of memory; here and below stop says that it ended")
     signal: Policy = Field("stop", description="something outside the lab killed it")
     data: Policy = Field("stop", description="a file it needs is missing")

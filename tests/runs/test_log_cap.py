@@ -72,6 +72,23 @@ def test_where_it_cannot_be_done_it_is_said_once(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "train.log").read_bytes()[:7] == b"0000000"
 
 
+@pytest.mark.parametrize(("policy", "severities"), [("off", []), ("note", ["note"]), ("stop", ["stop"])])
+def test_what_it_does_about_it_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, severities: list[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(log_cap, "punch", refuse)
+    write(tmp_path, 3)
+    LogCap(tmp_path, 2 * MIB, policy).hold()
+    told = list(durable.read_jsonl(tmp_path / "alerts.jsonl")) if (tmp_path / "alerts.jsonl").exists() else []
+    assert [alert["severity"] for alert in told] == severities
+    assert (tmp_path / "stop.json").exists() is (policy == "stop")
+    if policy == "stop":
+        assert "cannot drop its beginning" in durable.read_json(tmp_path / "stop.json")["reason"]
+
+
 def test_no_cap_and_no_log_are_no_trouble(tmp_path: Path) -> None:
     LogCap(tmp_path, 8 * MIB).hold()
     write(tmp_path, 2)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from training.runs.alerts.alert import SUGGESTIONS
 from workspace import clock, durable
 
 KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02
@@ -21,12 +22,16 @@ ALERT_CLASS = "log"
 
 
 class LogCap:
-    """The cap of one log, looked at with every heartbeat. `cap_bytes` of 0 means none."""
+    """The cap of one log, looked at with every heartbeat. `cap_bytes` of 0 means none.
 
-    def __init__(self, folder: Path, cap_bytes: int) -> None:
+    `policy` is `alerts.log`: what to do about a log that cannot be shortened.
+    """
+
+    def __init__(self, folder: Path, cap_bytes: int, policy: str = "warn") -> None:
         self.folder = folder
         self.log = folder / "train.log"
         self.cap_bytes = cap_bytes
+        self.policy = policy
         self.hopeless = False
 
     def hold(self) -> None:
@@ -48,20 +53,26 @@ class LogCap:
                 f"the log is larger than {self.cap_bytes / 1e9:g} GB, and this file system cannot drop its beginning "
                 f"({error.strerror}); it goes on growing"
             )
-            self._tell("warn", text, "print less, stop the run, or raise runs.log_gigabytes in lab.toml")
+            self._tell(self.policy, text)
         else:
             kept = f"{self.cap_bytes * KEPT / 1e9:g} GB"
             text = f"the log grew beyond {self.cap_bytes / 1e9:g} GB: its beginning was dropped, {kept} at least stay"
-            self._tell("note", text, "print less, or raise runs.log_gigabytes in lab.toml")
+            self._tell("off" if self.policy == "off" else "note", text)
 
-    def _tell(self, severity: str, text: str, suggestion: str) -> None:
-        """Once for each text, whichever supervisor of the run comes to it."""
+    def _tell(self, severity: str, text: str) -> None:
+        """Once for each text, whichever supervisor of the run comes to it; `stop` asks for the run's end, too."""
+        if severity == "off":
+            return
         alerts = self.folder / "alerts.jsonl"
         numbers = {"cap_bytes": self.cap_bytes}
         record: dict[str, Any] = {"time": clock.now(), "class": ALERT_CLASS, "severity": severity, "text": text}
         try:
             if all(isinstance(a, dict) and a.get("text") != text for a in durable.read_jsonl(alerts)):
-                durable.append_jsonl(alerts, record | {"numbers": numbers, "suggestion": suggestion})
+                durable.append_jsonl(alerts, record | {"numbers": numbers, "suggestion": SUGGESTIONS[ALERT_CLASS]})
+            stop = self.folder / "stop.json"
+            if severity == "stop" and not stop.exists():
+                reason = f"{ALERT_CLASS}: {text}"
+                durable.write_json(stop, {"at": clock.now(), "reason": reason, "by": "alerts.log in lab.toml"})
         except (OSError, ValueError) as error:
             print(f"{clock.now()} {text} (not written down: {error})", file=sys.stderr, flush=True)
 

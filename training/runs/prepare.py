@@ -106,6 +106,7 @@ def prepare(request: RunRequest, workspace: Workspace, settings: Settings, devic
         "time_limit_s": limit_s,
         "grace_s": settings.runs.grace_seconds,
         "log_cap_bytes": int(settings.runs.log_gigabytes * GB),
+        "log_policy": settings.alerts.log,
         "versions": versions(),
         "settings_hash": hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16],
     }

@@ -73,7 +73,7 @@ class Supervisor:
         self.run = read(folder / "run.json")
         self.tag = str(self.run.get("environment", {}).get(TAG_VARIABLE, ""))
         self.group: Path | None = None
-        self.log_cap = LogCap(folder, int(self.run.get("log_cap_bytes") or 0))
+        self.log_cap = LogCap(folder, int(self.run.get("log_cap_bytes") or 0), self.run.get("log_policy", "warn"))
         self.subreaper = tree.become_subreaper()
         self.shim: ProcessIdentity | None = None
         self.job: ProcessIdentity | None = None

@@ -35,6 +35,7 @@ SUGGESTIONS = {
     "thermal": "improve cooling or lower the power limit; figures of speed measured meanwhile do not count",
     "compile_fell_back": "install what is missing, or set compile = 'off' so that runs stay comparable",
     "disk_filling": "free space: `lab-mcp clean` shows what old runs hold; keep fewer checkpoints",
+    "log": "print less, or raise runs.log_gigabytes in lab.toml",
     "oom": "halve the rows of a batch and accumulate gradients, shorten the context, or take a smaller model",
     "signal": "find who sent it: the system's out-of-memory killer (dmesg), an administrator, a batch system",
     "import_error": "install the missing package in the interpreter the run uses, or mend the import",
