@@ -19,7 +19,7 @@ from pathlib import Path
 from workspace import interpreter
 from workspace.layout import Workspace
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0  # far less than a client waits (connection.START_TIMEOUT_S)
 HEALTHY_S = 60.0  # a service that lived this long resets the pause
 REFUSED_TO_START = 3  # the service's exit code when trying again cannot help
 ANOTHER_SERVICE = 4  # the service's exit code when the lock is held
@@ -74,9 +74,9 @@ def main(root: str) -> int:
             return code
         if code == ANOTHER_SERVICE:
             continue
-        print(f"keeper: service ended with {code}, starting it again in {pause:.1f} s", flush=True)
         if time.monotonic() - started > HEALTHY_S:
             pause = FIRST_PAUSE_S
+        print(f"keeper: service ended with {code}, starting it again in {pause:.1f} s", flush=True)
         time.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE_S)
 
