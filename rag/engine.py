@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import resource
-import statistics
 import sys
 import threading
 import time
@@ -211,6 +210,8 @@ class Engine:
 
     def rankings(self, texts: Sequence[str]) -> Rankings:
         """The documents each way of ranking finds for each text, best first, and those a search shows."""
+        import statistics  # here, since it would hold up the first search
+
         self._loaded.wait()
         stores = Stores(self.generations)
         embed = self._vector if self._embedder is not None else None
