@@ -3,8 +3,8 @@
 What is masked: tokens of well-known shape (Hugging Face, OpenAI, Anthropic, AWS, GitHub, GitLab, Slack, Google, npm,
 PyPI, JSON web tokens), bearer tokens, values after `password=`, `token:`, `--api-key` and their kin, passwords in
 URLs, PEM private keys, and what stands in this process's own variables of such names. Masking twice changes nothing
-more. Every pattern runs in linear time, so a whole log can be passed. A secret without a telling shape or name cannot be
-recognised.
+more. Every pattern runs in linear time, so a whole log can be passed. A secret without a telling shape or name cannot
+be recognised.
 """
 
 from __future__ import annotations
