@@ -67,6 +67,8 @@ def serve(
 
     found = discover(workspace)
     given = {"remote_host": host, "remote_port": port, "certificate": certificate, "key": key}
+    # on a command line a path is meant from here, in lab.toml from the workspace
+    given |= {name: str(Path(file).resolve()) for name, file in (("certificate", certificate), ("key", key)) if file}
     for name, value in given.items():
         if value is not None:  # the settings' own way of being overridden
             os.environ[f"LAB_SERVICE__{name.upper()}"] = str(value)
