@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,30 @@ def test_ten_thousand_ended_runs_cost_a_tick_nothing(bench: Bench) -> None:
     assert "runs_live" in plan and "TEMP B-TREE" not in plan
     records, total = bench.runs.page(limit=20)
     assert len(records) == 20 and total == 10_000
+
+
+@pytest.mark.parametrize(
+    ("states", "text", "index"),
+    [
+        (None, "77", "COVERING INDEX runs_text"),
+        (["queued", "running"], None, "runs_live"),
+        (["failed"], "7", "runs_text"),
+    ],
+)
+def test_a_list_is_found_without_reading_past_every_summary(
+    bench: Bench, states: list[str] | None, text: str | None, index: str
+) -> None:
+    asked: list[tuple[str, Any]] = []
+    query = bench.database.query
+
+    def explained(sql: str, values: Any = ()) -> Any:
+        asked.append((sql, values))
+        return query(sql, values)
+
+    bench.runs.store.database = types.SimpleNamespace(query=explained)  # type: ignore[assignment]
+    bench.runs.store.find(states, None, 20, None, text)
+    (sql, values) = asked[0]
+    assert any(index in row["detail"] for row in query(f"EXPLAIN QUERY PLAN {sql}", values))
 
 
 def test_a_service_that_forgot_everything_goes_on(bench: Bench) -> None:
