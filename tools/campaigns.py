@@ -109,5 +109,6 @@ TOOLS: list[Tool[Any, Any]] = [
         run=run_campaign,
         example={"action": "start", "goal": "lower val_bpb overnight", "smallest_effect": 0.005, "hours": 8},
         read_only=False,
+        only_looks=lambda arguments: arguments.action == "status",
     ),
 ]

@@ -262,7 +262,7 @@ TOOLS: list[Tool[Any, Any]] = [
         description=(
             "Test one change of the training recipe: the hypothesis is frozen, checked (does the change do anything?), "
             "given a short test run, measured against the best recipe with replicates, and judged against measured "
-            "noise: keep, discard or inconclusive. Returns the id at once; the rest happens and is recorded by itself. "
+            "noise: keep, discard or inconclusive. Returns the id at once; the rest happens by itself. "
             "Use it instead of start_training whenever two settings are compared; for many changes overnight "
             "run_campaign. First rag_search whether it was tried; then wait with list_experiments."
         ),

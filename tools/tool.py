@@ -57,6 +57,7 @@ class Tool(Generic[A, R]):
     destructive: bool = False
     idempotent: bool = True
     open_world: bool = False
+    only_looks: Callable[[A], bool] | None = None  # of a tool that changes things: is this call none that does?
     meta: dict[str, Any] | None = None
 
     def input_schema(self) -> dict[str, Any]:
@@ -132,7 +133,7 @@ class Tools:
         if lab is None:
             raise no_lab()
         checked = tool.check(arguments or {})
-        if tool.read_only:
+        if tool.read_only or (tool.only_looks is not None and tool.only_looks(checked)):
             return _dump(await tool.run(lab, checked, caller))
         given = checked.model_dump(mode="json", exclude_unset=True)
         given.pop("idempotency_key", None)

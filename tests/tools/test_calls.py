@@ -10,7 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from lab_mcp import compose
 from tools.calls import Calls
+from tools.lab import Lab
 from tools.tool import Caller
 from workspace.database import Database
 from workspace.errors import Refused
@@ -98,3 +100,11 @@ async def test_what_was_done_is_written_down_though_the_caller_has_gone(database
     assert page.lines == ["t run-0001"]
     assert await calls.once("t", {}, Caller("c", "k"), effect) == {"run_id": "run-0001"}
     assert effect.count == 1
+
+
+async def test_a_look_at_campaigns_is_not_written_down(opened: Lab) -> None:
+    answer = await compose.all_tools().call(opened, "run_campaign", {"action": "status"}, Caller("me", key="k1"))
+    assert answer["campaigns"] == [] and opened.notebook.list(limit=1) == []
+    start = {"action": "start", "goal": "g", "smallest_effect": 0.01, "experiments": 1, "proposer": "assistant"}
+    await compose.all_tools().call(opened, "run_campaign", start, Caller("me", key="k2"))
+    assert len(opened.notebook.list(limit=2)) == 1
