@@ -61,7 +61,7 @@ PEOPLE = (
 SEARCHES = 120
 COLD_STARTS = 5
 IDLE_CALLS = 400
-LONGEST_S = 240.0
+LONGEST_S = 900.0
 NUMBERS = itertools.count()
 ABOUT_TO = OPTIMIZE_AT - 200  # passages; what is indexed for real crosses the threshold in the middle
 
