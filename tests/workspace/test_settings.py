@@ -93,7 +93,7 @@ def test_lists_and_unrelated_variables(file: Path, monkeypatch: pytest.MonkeyPat
         ("[network]\nhub = 7\n", ["network.hub", "true or false"]),
         ('[git]\nprefix = "../x"\n', ["git.prefix", "matching"]),
         ('[hardware]\nexclude_devices = "0"\n', ["hardware.exclude_devices", "a list"]),
-        ("[hardware]\nexclude_devices = [0]\n", ["hardware.exclude_devices.0"]),
+        ("[hardware]\nexclude_devices = [0.5]\n", ["hardware.exclude_devices.0"]),
         ("hardware = 3\n", ["lab.toml", "hardware"]),
         ("[runs\n", ["lab.toml is not valid TOML", "line 1"]),
     ],
