@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import time
 from collections.abc import Callable
@@ -12,6 +11,8 @@ import torch
 
 from training.hardware.backend import Backend
 from training.watch.lab_watch import energy_joules
+
+RAPL = "the processors' counters (RAPL)"
 
 
 class Meter:
@@ -39,11 +40,13 @@ class Meter:
 
 def _counter(backend: Backend) -> tuple[Callable[[], float | None], str]:
     if backend.kind == "cuda":
-        with contextlib.suppress(Exception):  # no driver library, no such counter on this card
-            nvml: Any = importlib.import_module("pynvml")
+        nvml: Any = importlib.import_module("pynvml")
+        try:
             nvml.nvmlInit()
             uuid = f"GPU-{torch.cuda.get_device_properties(backend.device).uuid}"
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-            return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0, "the device's counter"
-    return energy_joules, "the processors' counters (RAPL)"
+        except nvml.NVMLError:  # no driver library, no such counter on this card
+            return energy_joules, RAPL
+        return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000.0, "the device's counter"
+    return energy_joules, RAPL

@@ -116,3 +116,11 @@ def _line_of(error: BaseException, path: Path) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return f" (line {line})" if line else ""
+
+
+def flops_of(model: nn.Module) -> float:
+    """FLOPs a token: what the model says of itself; of one that says nothing, 6 per weight of its linear layers."""
+    told = getattr(model, "flops_per_token", None)
+    if isinstance(told, int | float):
+        return float(told)
+    return float(sum(6 * layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear)))

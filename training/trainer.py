@@ -31,7 +31,7 @@ from training.job import CHECKPOINTS, METRICS, Job
 from training.loader import Rows, TrainingLoader, evaluation_rows
 from training.optim import set_rates
 from training.profile import Profiler
-from training.recipe_code import Builders
+from training.recipe_code import Builders, flops_of
 from training.report import Reporter, say
 from training.schedule import rates
 from training.score import Evaluation
@@ -374,11 +374,7 @@ class Trainer:
 
     @cached_property
     def flops_per_token(self) -> float:
-        """What the model says of itself; for a recipe's model that says nothing, 6 per weight of its linear layers."""
-        told = getattr(self.model, "flops_per_token", None)
-        if isinstance(told, int | float):
-            return float(told)
-        return float(sum(6 * m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear)))
+        return flops_of(self.model)
 
     @cached_property
     def ceiling(self) -> Peak | None:
