@@ -169,7 +169,7 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
     """A JSON schema with what costs tokens and says nothing removed: titles, null alternatives, references."""
     definitions = schema.pop("$defs", {})
 
-    def walk(node: Any, *, names: bool = False) -> Any:
+    def walk(node: Any, *, names: bool = False, element: bool = False) -> Any:
         if isinstance(node, list):
             return [walk(item) for item in node]
         if not isinstance(node, dict):
@@ -177,9 +177,14 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
         if "$ref" in node:
             target = definitions[node["$ref"].rsplit("/", 1)[1]]
             return walk({**target, **{k: v for k, v in node.items() if k != "$ref"}})
-        kept = {k: walk(v, names=k == "properties") for k, v in node.items() if names or k != "title"}
+        kept = {
+            k: walk(v, names=k == "properties", element=k == "items" and not names)
+            for k, v in node.items()
+            if names or k != "title"
+        }
         choices = kept.get("anyOf")
-        if not names and isinstance(choices, list) and {"type": "null"} in choices:
+        # an absent field is left out of a result, but an element of a list that is null is there
+        if not names and not element and isinstance(choices, list) and {"type": "null"} in choices:
             rest = [choice for choice in choices if choice != {"type": "null"}]
             del kept["anyOf"]
             kept = {**(rest[0] if len(rest) == 1 else {"anyOf": rest}), **kept}

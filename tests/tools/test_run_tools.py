@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import jsonschema
 import pytest
 
 from lab_mcp import compose
@@ -34,7 +35,11 @@ def opened(lab: Workspace) -> Iterator[Lab]:
 
 
 async def ask(lab: Lab, tool: str, conversation: str = "test", **arguments: Any) -> dict[str, Any]:
-    return await compose.all_tools().call(lab, tool, arguments, Caller(conversation))
+    """The answer; it is what the tool's published schema promises, because clients check that."""
+    tools = compose.all_tools()
+    answer = await tools.call(lab, tool, arguments, Caller(conversation))
+    jsonschema.validate(answer, tools[tool].output_schema())
+    return answer
 
 
 async def start(lab: Lab, text: str) -> str:
@@ -89,12 +94,14 @@ async def test_two_runs_are_compared_and_a_curve_is_a_table(opened: Lab) -> None
         durable.write_json(folder / "config.json", {"optimizer": {"lr": rate, "betas": [0.9, 0.95]}, "seed": 1})
         durable.write_json(folder / "summary.json", {"val_bpb": score, "steps": 10, "sample": run})
         for step in range(40):
-            durable.append_jsonl(folder / "metrics.jsonl", {"step": step, "loss": 3.0 - step / 100, "time": "x"})
+            line = {"step": step, "loss": 3.0 - step / 100, "time": "x"}
+            durable.append_jsonl(folder / "metrics.jsonl", line | ({"val_bpb": 1.5} if step == 20 else {}))
     detail = (await ask(opened, "list_runs", run_id=second, compare_to=first))["detail"]
     differing = detail["differences"]
     assert differing["config.optimizer.lr"] == [0.04, 0.02] and differing["result.val_bpb"] == [1.28, 1.31]
     assert not {"config.seed", "config.optimizer.betas", "result.steps"} & differing.keys()
-    assert detail["curve"]["columns"] == ["step", "loss"] and detail["curve"]["rows"][-1] == [39, 2.61]
+    assert detail["curve"]["columns"] == ["step", "loss", "val_bpb"]
+    assert detail["curve"]["rows"][-1] == [39, 2.61, None], "what was not measured at a step is null"
     assert len(detail["curve"]["rows"]) == 20
     with pytest.raises(Refused, match="compare_to needs run_id"):
         await ask(opened, "list_runs", compare_to=first)
