@@ -26,10 +26,12 @@ NO_OWNER = Owner("frame", TOP)
 
 def lines_of(text: str, base: Page) -> list[str]:
     """The lines of a file as an editor shows them (CRLF or LF, a last newline or none); the line that names the last
-    entry is the page's own, whatever page it comes from."""
+    entry is the page's own, whatever page it comes from. One that this page shows among a person's words (they moved
+    it there once) stays as it is."""
     lines = text.replace("\r\n", "\n").split("\n")
     lines = lines[:-1] if lines and lines[-1] == "" else lines
-    return [base.lines[-1] if LAST_LINE.fullmatch(line) else line for line in lines]
+    shown = {line for line in base.lines if LAST_LINE.fullmatch(line)}
+    return [base.lines[-1] if LAST_LINE.fullmatch(line) and line not in shown else line for line in lines]
 
 
 def distance(base: Page, text: str) -> int:

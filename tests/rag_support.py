@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +51,22 @@ def encrypted() -> bytes:
     key = "<" + "5A" * 32 + ">"
     rules = f"<< /Filter /Standard /V 1 /R 2 /O {key} /U {key} /P -4 >>"
     return pdf([["Secret results"]], trailer=f" /Encrypt {rules} /ID [<00> <00>]")
+
+
+def peak_memory(pid: int | str = "self") -> int:
+    """The most memory a process had resident since it was started, in bytes. (`ru_maxrss` survives exec on Linux: a
+    child of a large process would begin with its parent's.)"""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found.group(1)) * 1024
+
+
+def forget_peak() -> None:
+    """Let this process's peak begin anew at what it has now."""
+    if sys.platform != "darwin":
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def make_workspace(root: Path) -> Workspace:

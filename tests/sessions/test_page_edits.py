@@ -354,6 +354,16 @@ def test_taking_in_an_edit_leaves_nothing_more_to_take_in(operations: list[tuple
             assert len(pages.entries) == entries
 
 
+def test_the_pages_last_line_moved_into_the_words_is_taken_in_once() -> None:
+    pages = Pages()
+    pages.absorb(["mine", *pages.page().lines])
+    lines = pages.page().lines
+    pages.absorb([*lines[:-4], lines[-1], *lines[-4:-1]])
+    entries = len(pages.entries)
+    pages.absorb(pages.page().lines)
+    assert len(pages.entries) == entries
+
+
 def test_random_edits_of_the_file_between_and_during_notes(lab: Any, session: str) -> None:
     """One person saves the page again and again while notes are written."""
     mine: list[str] = []
