@@ -134,9 +134,9 @@ def _one(
     scores = join([(words, WORDS_SHARE), (dense, rest)])
     best = sorted(scores, key=lambda name: (-scores[name], name))[:FEEDBACK]
     models = [name for name in best if similarity.get(name, 0.0) >= floor]
-    if models:
-        toward = _toward(vector, list(store.vectors(models).values()))
-        again = scaled_dense(store.dense(toward, DEPTH, narrowing))
+    examples = list(store.vectors(models).values()) if models else []
+    if examples:  # a passage may be taken out of the index while it is searched
+        again = scaled_dense(store.dense(_toward(vector, examples), DEPTH, narrowing))
         scores = join([(words, WORDS_SHARE), (dense, rest / 2), (again, rest / 2)])
     return scores, similarity
 

@@ -10,8 +10,9 @@ from rag.client import Memory
 from rag.embedding.embedder import PACKAGED_MODEL, Embedder
 from rag.engine import Engine
 from rag.index.catalogue import Entry
+from rag.index.store import Narrowing
 from rag.query import check
-from rag.ranking import join, reciprocal_ranks, scaled_dense, scaled_words
+from rag.ranking import Wording, join, rank, reciprocal_ranks, scaled_dense, scaled_words
 from workspace.errors import NotFound, Refused
 from workspace.layout import Workspace
 
@@ -31,6 +32,22 @@ def results(engine: Engine) -> Engine:
 
 def ids(engine: Engine, **narrowed: object) -> set[str]:
     return {hit.id for hit in engine.search(check("wombat feed-forward", limit=20, **narrowed)).hits}  # type: ignore[arg-type]
+
+
+def test_a_passage_taken_out_while_it_is_searched_only_gives_no_feedback() -> None:
+    class Emptied:
+        """A store from which everything goes between the search and the look at what it found."""
+
+        def dense(self, vector: object, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
+            return [("note-1#0", 0.9)]
+
+        def words(self, query: str, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
+            return [("note-1#0", 3.0)]
+
+        def vectors(self, ids: object) -> dict[str, list[float]]:
+            return {}
+
+    assert rank([Wording("otters", [1.0, 0.0])], Emptied(), Narrowing(), 0.3).order == ["note-1#0"]
 
 
 def test_conditions_on_campaign_and_metrics(results: Engine) -> None:

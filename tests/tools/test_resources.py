@@ -217,7 +217,7 @@ async def test_through_bridge_and_service(lab: Workspace, connect, era: str) -> 
 
 async def test_a_client_hears_that_there_is_more_to_read(lab: Workspace, connect, command) -> None:
     """Also of what another conversation began, and after the service was ended or killed."""
-    async with connect() as listener, connect() as other:
+    async with connect("2026-07-28") as listener, connect() as other:
         async with listener.listen(resources_list_changed=True) as changes:
             await other.call_tool("gpu_status", {})
             for way in (lambda: None, lambda: command("shutdown"), lambda: kill_service(lab)):
@@ -235,7 +235,7 @@ async def test_a_client_hears_that_there_is_more_to_read(lab: Workspace, connect
 
 async def test_a_client_hears_of_a_run_that_ends_by_itself(lab: Workspace, connect) -> None:
     (lab.root / "job.py").write_text("import time\ntime.sleep(3)\n")
-    async with connect() as client:
+    async with connect("2026-07-28") as client:
         begun = (await client.call_tool("start_training", {"script": "job.py"})).structured_content
         uri = f"lab://runs/{begun['run_id']}"
         async with client.listen(resource_subscriptions=[uri]) as changes:

@@ -187,7 +187,7 @@ async def test_a_refused_call_is_no_task(job: Lab) -> None:
 
 async def test_through_bridge_and_service(lab: Workspace, connect) -> None:
     (lab.root / "job.py").write_text("print('hello')\n")
-    async with connect(extensions=[Offer()]) as client:
+    async with connect("2026-07-28", extensions=[Offer()]) as client:
         with anyio.fail_after(60):
             begun = await begin(client, "start_training", SCRIPT | {"name": sys.platform})
             while (state := await ask(client.session, "tasks/get", begun.task_id)).status == "working":
