@@ -10,40 +10,38 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
-import signal
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 from report import machine, write_section
 
-from lab_mcp import connection, initialise
+from lab_mcp import initialise
 from rag.client import Memory
 from rag.documents import chunks, files
 from rag.embedding import embedder as embedding
 from rag.engine import Engine
 from rag.indexer import BATCH
-from rag.scan import SHELF
 from workspace.layout import Workspace
 from workspace.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # makers of papers, killers of services
 
-import pdf_files
-from tests_support import end_all, kill_service
+from indexing_kills import kill_while_indexing, paper, sentences
+from tests_support import end_all
 
 PAPERS, PAGES = 12, 20
 DOCUMENTS = 10_000
 KILLS = 50
 RATE_TEXTS = 400
+WRONG = ("missing", "too_many", "twice", "miscounted", "stale")
 ROUNDS = 5  # of embedder and indexer, in turn: a shared machine drifts
 
 
@@ -55,27 +53,6 @@ def workspace() -> Iterator[Workspace]:
             yield made
         finally:
             end_all(made.root)
-
-
-def sentences() -> list[str]:
-    """Real sentences, to make papers of."""
-    found: list[str] = []
-    for note in sorted(SHELF.glob("*.md")):
-        for block in files.read(note).blocks:
-            found += [block.text[start:end] for start, end in chunks.sentence_spans(block.text)]
-    return [" ".join(text.split()) for text in found if 40 < len(text) < 300 and "<" not in text and "&" not in text]
-
-
-def paper(number: int, pages: int, known: list[str]) -> bytes:
-    """About so many pages in two columns, no two papers alike."""
-    chance = random.Random(number)
-    sections = []
-    for section in range(pages):
-        paragraphs = [" ".join(chance.choices(known, k=6)) for _ in range(7)]
-        sections.append((f"{section + 1} Part {'abcdefghijklmnopqrstuvwxyz'[section % 26]}", paragraphs))
-    return pdf_files.article(
-        f"Study Number {number} of Small Models", "Ann Smith, Bob Jones", sections, head="A Journal"
-    )
 
 
 def papers() -> dict[str, Any]:
@@ -188,82 +165,9 @@ def documents(count: int) -> dict[str, Any]:
 
 
 def kills(rounds: int, seed: int) -> dict[str, Any]:
-    """kill -9 of service or worker at random moments while PDFs, notes and changes come in; then every document is
-    counted in the store itself."""
-    from lab_mcp.cli_client import call
-
-    chance = random.Random(seed)
-    known = sentences()
-    victims: Counter[str] = Counter()
+    """kill -9 of service or worker at random moments while papers, notes and changes come in."""
     with workspace() as lab:
-        notes = []
-        for number in range(rounds):
-            (lab.papers_dir / f"study-{number}.pdf").write_bytes(paper(number, 2, known))
-            if number >= 3 and number % 3 == 0:  # one changes, one moves
-                (lab.papers_dir / f"study-{number - 3}.pdf").write_bytes(paper(1000 + number, 2, known))
-            call(lab, "rag_index", {"wait_s": 0})
-            said = call(lab, "write_session_note", {"text": f"Round {number}: the marmot was {known[number % 50]}"})
-            notes.append(said["entry_id"])
-            time.sleep(chance.random() * 0.6)
-            victim = chance.choice(["service", "worker"])
-            pid = _worker(lab) if victim == "worker" else None
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            else:
-                victim = "service"
-                kill_service(lab)
-            victims[victim] += 1
-        state = call(lab, "rag_index", {"wait_s": 240})
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and call(lab, "service_status", {})["to_document"]:
-            time.sleep(0.2)
-        call(lab, "rag_index", {"wait_s": 60})
-        endpoint = connection.ensure_service(lab)
-        connection.request(endpoint, "POST", "/api/shutdown")
-        time.sleep(3.0)
-        end_all(lab.root)
-        found = _stored(lab)
-    missing = [f"paper-study-{n}" for n in range(rounds) if f"paper-study-{n}" not in found["documents"]]
-    missing += [note for note in notes if note not in found["documents"]]
-    return {
-        "seed": seed,
-        "rounds": rounds,
-        "killed": dict(victims),
-        "state": state["state"],
-        "missing": missing,
-        "twice": found["twice"],
-        "miscounted": found["miscounted"],
-    }
-
-
-def _worker(lab: Workspace) -> int | None:
-    for candidate in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            line = candidate.cmdline()
-            if "rag.worker" in line and str(lab.root) in line:
-                return candidate.pid
-    return None
-
-
-def _stored(lab: Workspace) -> dict[str, Any]:
-    """What the index holds when it is opened after all that: documents, passages twice, documents with too few."""
-    import qdrant_edge as edge
-
-    model = embedding.load(embedding.PACKAGED_MODEL, lab.cache_dir)
-    engine = Engine(lab, embedding.PACKAGED_MODEL, 0.3, load=lambda: model)
-    engine.indexer.wait_idle(120)
-    entries = {entry.id: entry.chunks for entry in engine.generations.building.catalogue.entries(["done"])}
-    shard = engine.generations.building.store._current._shard  # type: ignore[attr-defined]
-    records, _ = shard.scroll(edge.ScrollRequest(limit=1_000_000, with_payload=True))
-    passages = Counter((record.payload["document"], record.payload["number"]) for record in records)
-    counted = Counter(document for document, _ in passages)
-    engine.close(10)
-    return {
-        "documents": entries,
-        "twice": [list(key) for key, times in passages.items() if times > 1],
-        "miscounted": [name for name in entries.keys() | counted.keys() if entries.get(name) != counted.get(name)],
-    }
+        return {"seed": seed, "rounds": rounds, **asdict(kill_while_indexing(lab, rounds, seed))}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -278,9 +182,10 @@ def table(results: dict[str, Any]) -> str:
         what = f"worker's memory while indexing {found['documents']:,} documents ({found['seconds']} s)"
         lines.append(f"| {what} | {found['peak_mib']:,} MiB | under 1,500 MB |")
     if found := results.get("kills"):
-        what = f"kill -9 while indexing, {found['rounds']} times, {found['killed']} (seed {found['seed']})"
-        bad = f"{len(found['missing'])} missing, {len(found['twice'])} twice, {len(found['miscounted'])} miscounted"
-        lines.append(f"| {what} | {bad} | none |")
+        killed = ", ".join(f"{count} of the {name}" for name, count in found["killed"].items())
+        what = f"{found['rounds']} times kill -9 ({killed}; {found['under_way']} while documents waited)"
+        bad = ", ".join(f"{len(found[name])} {name.replace('_', ' ')}" for name in WRONG)
+        lines.append(f"| {what}, seed {found['seed']} | {bad} | none |")
     return "\n".join(lines)
 
 

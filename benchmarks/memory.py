@@ -1,9 +1,10 @@
 """What memory costs: searches as an assistant makes them, before and after an optimisation, the first one after a cold
 start, and calls of the service while it indexes.
 
-python benchmarks/memory.py [--write] [--bridge] [--searches] [--calls]
+python benchmarks/memory.py [--write] [--bridge] [--searches] [--calls] [--folder DIR]
 
---write replaces the section in docs/benchmarks.md.
+--write replaces the section in docs/benchmarks.md. --folder keeps the workspace with 50,000 passages there for another
+time; making it takes minutes.
 
 Large indexes are made of the starter shelf: each added passage holds words of it and a vector near one of its vectors,
 since embedding 50,000 passages takes a CPU a quarter of an hour. What is indexed while calls are timed is real text,
@@ -63,6 +64,7 @@ COLD_STARTS = 5
 IDLE_CALLS = 400
 LONGEST_S = 900.0
 NUMBERS = itertools.count()
+READY = "ready"
 ABOUT_TO = OPTIMIZE_AT - 200  # passages; what is indexed for real crosses the threshold in the middle
 
 
@@ -163,6 +165,24 @@ def measure_searches(folder: Path, model: embedding.Embedder) -> dict[str, dict[
     return results
 
 
+def optimised(folder: Path, model: embedding.Embedder) -> Workspace:
+    """A workspace with 50,000 passages, optimised; the one `folder` holds from another time, if it does."""
+    if (folder / READY).exists():
+        return Workspace(folder / "bridge")
+    workspace = made(folder, "bridge")
+    prefill(workspace, model, 50_000, due=True)
+    memory = Memory(workspace, Settings())
+    memory.add("note", "note-1", "A note", "Anything written makes memory look whether it should optimise.")
+    place = store_folder(workspace)
+    before, deadline = durable.read_json(place / CURRENT)["shard"], time.monotonic() + LONGEST_S
+    while durable.read_json(place / CURRENT)["shard"] == before:
+        assert time.monotonic() < deadline
+        time.sleep(1.0)
+    memory.close()
+    durable.write_text(folder / READY, "")
+    return workspace
+
+
 async def search_through_bridge(workspace: Workspace, count: int) -> list[float]:
     """Seconds of each search of an assistant: client, stdio bridge, service, worker, and back."""
     async with Client(stdio_client(bridge(workspace))) as client:
@@ -199,16 +219,7 @@ def shut_down(workspace: Workspace) -> None:
 
 def measure_bridge(folder: Path, model: embedding.Embedder) -> dict[str, dict[str, float]]:
     """At 50,000 passages, optimised: warm searches, and the first one of a service that was not there."""
-    workspace = made(folder, "bridge")
-    prefill(workspace, model, 50_000, due=True)
-    memory = Memory(workspace, Settings())
-    memory.add("note", "note-1", "A note", "Anything written makes memory look whether it should optimise.")
-    place = store_folder(workspace)
-    before, deadline = durable.read_json(place / CURRENT)["shard"], time.monotonic() + LONGEST_S
-    while durable.read_json(place / CURRENT)["shard"] == before:
-        assert time.monotonic() < deadline
-        time.sleep(1.0)
-    memory.close()
+    workspace = optimised(folder, model)
     try:
         results = {"warm search, 50,000 passages": shown(anyio.run(search_through_bridge, workspace, SEARCHES))}
         cold = []
@@ -284,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("write", "bridge", "searches", "calls"):
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     everything = not (options.bridge or options.searches or options.calls)
     parts, results = [f"Measured {machine()}."], {}
@@ -291,7 +303,7 @@ def main() -> None:
         folder = Path(scratch)
         model = embedding.load(embedding.PACKAGED_MODEL, folder)
         if options.bridge or everything:
-            searched = measure_bridge(folder, model)
+            searched = measure_bridge(options.folder or folder, model)
             head = "A search as an assistant makes it, through the stdio bridge, its embedding included:"
             parts.append(f"{head}\n\n{table(searched, 'p95_ms')}")
             results |= searched

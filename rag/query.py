@@ -66,8 +66,7 @@ class Query:
 
     @cached_property
     def _digest(self) -> str:
-        fields = {**asdict(self), "limit": 0, "offset": 0}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr(replace(self, limit=0, offset=0)).encode()).hexdigest()[:12]
 
     def at(self, cursor: str | None) -> Query:
         """This query from a cursor on. Raises `Refused` for a cursor of another query."""

@@ -113,8 +113,10 @@ def rank(wordings: Sequence[Wording], store: Searchable, narrowing: Narrowing, f
     Only passages with a cosine of `floor` or more give feedback: what is not about the query must not steer it.
     """
     each = [_one(wording, store, narrowing, floor) for wording in wordings]
-    others = 1.0 / max(1, len(each) - 1)
-    scores = join([(scores, 1.0 if n == 0 else others) for n, (scores, _) in enumerate(each)])
+    scores = each[0][0]
+    if len(each) > 1:
+        others = 1.0 / (len(each) - 1)
+        scores = join([(scores, 1.0 if n == 0 else others) for n, (scores, _) in enumerate(each)])
     order = sorted(scores, key=lambda name: (-scores[name], name))
     best = (scores[order[0]] if order else 0.0) or 1.0
     return Ranked(order, {name: score / best for name, score in scores.items()}, wordings, [known for _, known in each])

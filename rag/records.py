@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self, get_args, get_type_hints
 
 KINDS = ("paper", "note", "session", "experiment", "run")
@@ -13,7 +13,11 @@ class Record:
     """A dataclass that travels between the service and the worker as JSON."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        records = _records_in(type(self))  # type: ignore[arg-type]  # mypy takes a class for unhashable
+        return {
+            name: [part.as_json() for part in content] if name in records else content
+            for name, content in vars(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:

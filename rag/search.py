@@ -34,6 +34,7 @@ class _Found:
     similarity: float | None
     words: list[str]  # of the query, found in the passage
     coverage: float
+    tokens: frozenset[int]  # of the passage
     also: list[str] = field(default_factory=list)
 
     @cached_property
@@ -162,7 +163,7 @@ class _Gatherer:
             if not one.is_evidence(self.floor):
                 self.weak.append(one)
                 continue
-            twin = next((other for other in kept if _alike(one.shingles, other.shingles)), None)
+            twin = next((other for other in kept if _alike(one, other)), None)
             if twin is not None:
                 if one.passage.document not in (twin.passage.document, *twin.also):
                     twin.also.append(one.passage.document)
@@ -187,14 +188,14 @@ class _Gatherer:
 
     def _found(self, passage: Passage, score: float, similarity: float | None) -> _Found:
         """With the words of whichever wording it covers best."""
-        present = set(self.tokens(passage.searchable))
+        present = frozenset(self.tokens(passage.searchable))
         best: list[str] = []
         coverage = 0.0
         for wording in self.wordings:
             words = [word for token, word in wording.items() if token in present]
             if words and len(words) / len(wording) > coverage:
                 best, coverage = words, len(words) / len(wording)
-        return _Found(passage, score, similarity, best, coverage)
+        return _Found(passage, score, similarity, best, coverage, present)
 
     def nearest(self) -> list[str]:
         self.weak.sort(key=lambda one: -(one.similarity or 0.0))
@@ -229,6 +230,12 @@ def _shingles(text: str) -> frozenset[int]:
     return frozenset(hash(tuple(words[n : n + 5])) for n in range(max(1, len(words) - 4)))
 
 
-def _alike(one: frozenset[int], other: frozenset[int]) -> bool:
+def _alike(one: _Found, other: _Found) -> bool:
+    if len(one.tokens & other.tokens) * 2 < min(len(one.tokens), len(other.tokens)):
+        return False  # nearly every pair: their runs of words need not be looked at
+    return _same(one.shingles, other.shingles)
+
+
+def _same(one: frozenset[int], other: frozenset[int]) -> bool:
     common = len(one & other)
     return common >= SAME * max(1, min(len(one), len(other))) and common >= 0.5 * max(len(one), len(other))

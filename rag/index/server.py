@@ -190,7 +190,7 @@ class QdrantStore:
             ),
             READ_WAITS_S,
         )
-        return [(str(point.id), float(point.score)) for point in found.points]
+        return [(_plain(point.id), float(point.score)) for point in found.points]
 
     def _filter(self, narrowing: Narrowing) -> Any:
         models = self._models
@@ -212,11 +212,11 @@ class QdrantStore:
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         records = self._retrieve(ids, with_payload=True)
-        return {str(record.id): Passage.from_payload(record.payload) for record in records}
+        return {_plain(record.id): Passage.from_payload(record.payload) for record in records}
 
     def vectors(self, ids: Sequence[str]) -> dict[str, list[float]]:
         records = self._retrieve(ids, with_payload=False, with_vectors=[DENSE])
-        return {str(record.id): list(record.vector[DENSE]) for record in records}
+        return {_plain(record.id): list(record.vector[DENSE]) for record in records}
 
     def _retrieve(self, ids: Sequence[str], **what: Any) -> list[Any]:
         if not ids:
@@ -252,6 +252,11 @@ class QdrantStore:
             if self._client is not None:
                 self._client.close()
                 self._client = None
+
+
+def _plain(point: str) -> str:
+    """A point's id as `passage_id` writes it."""
+    return point.replace("-", "")
 
 
 class _Free:

@@ -124,7 +124,7 @@ class Shard:
         request = self._edge.QueryRequest(
             limit=limit, query=query, filter=self._filter(narrowing), with_payload=False, with_vector=False
         )
-        return [(str(point.id), float(point.score)) for point in self._shard.query(request)]
+        return [(point.id.hex, point.score) for point in self._shard.query(request)]
 
     def _filter(self, narrowing: Narrowing) -> Any:
         edge = self._edge
@@ -143,11 +143,11 @@ class Shard:
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         records = self._shard.retrieve(list(ids), with_payload=True, with_vector=False) if ids else []
-        return {str(record.id): Passage.from_payload(record.payload) for record in records}
+        return {record.id.hex: Passage.from_payload(record.payload) for record in records}
 
     def vectors(self, ids: Sequence[str]) -> dict[str, list[float]]:
         records = self._shard.retrieve(list(ids), with_payload=False, with_vector=[DENSE]) if ids else []
-        return {str(record.id): list(record.vector[DENSE]) for record in records}
+        return {record.id.hex: list(record.vector[DENSE]) for record in records}
 
     def count(self) -> int:
         return int(self._shard.count(self._edge.CountRequest(exact=True)))

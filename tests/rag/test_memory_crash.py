@@ -8,10 +8,15 @@ import random
 import signal
 import time
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+from indexing_kills import Outcome, kill_while_indexing
 from rag_support import pdf
+from tests_support import end_all
 
+from lab_mcp import initialise
 from rag.client import Memory
 from rag.embedding.embedder import PACKAGED_MODEL, Embedder
 from rag.engine import Engine
@@ -79,3 +84,14 @@ def test_killed_while_indexing(papers: Workspace, embedder: Embedder) -> None:
 def test_killed_fifty_times_while_indexing(papers: Workspace, embedder: Embedder) -> None:
     crash_while_indexing(papers, 50, seed=2)
     check_complete(papers, embedder, 50)
+
+
+@pytest.mark.slow
+def test_service_and_worker_killed_while_papers_and_notes_come_in(tmp_path: Path) -> None:
+    lab = Workspace(Path(initialise.init(tmp_path / "Labor ä 1").root))
+    try:
+        outcome = kill_while_indexing(lab, 6, seed=3)
+    finally:
+        end_all(lab.root)
+    assert outcome.under_way and all(outcome.killed.values()), "no kill met an indexing"
+    assert asdict(outcome) == asdict(Outcome(outcome.killed, outcome.under_way))
