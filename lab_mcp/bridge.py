@@ -8,28 +8,32 @@ service recognises a call it has already carried out. The bridge ends when its s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab_mcp import connection
+from lab_mcp.questions import Message, Questions
 from workspace.errors import LabError
 from workspace.layout import Workspace, discover
+
+if TYPE_CHECKING:  # what they need is imported while the service is already starting
+    from lab_mcp.channel import Answer, Channel
 
 PROTOCOL_VERSION_META = "io.modelcontextprotocol/protocolVersion"
 ATTEMPTS = 6  # to have one request answered, each with a service brought back in between
 PASSIVE_POLL_S = 0.5
 INTERNAL_ERROR = -32603
 LISTEN = "subscriptions/listen"
+PATH = "/mcp"
 NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"} | dict.fromkeys(
     ("tasks/get", "tasks/cancel", "tasks/update"), "taskId"
 )
-
-Message = dict[str, Any]
 
 
 class Lost(Exception):
@@ -42,32 +46,34 @@ class Bridge:
 
         self.workspace = workspace
         self.output = output
-        self.conversation = os.environ.get("CLAUDE_CODE_SESSION_ID") or f"bridge-{uuid.uuid4().hex[:12]}"
+        named = os.environ.get("CLAUDE_CODE_SESSION_ID", "")
+        self.conversation = named if named and _plain(named) else f"bridge-{uuid.uuid4().hex[:12]}"
         self.key_prefix = uuid.uuid4().hex
         self.sent = 0
         self.endpoint: connection.Endpoint | None = None
+        self.channel: Channel | None = None  # to that endpoint
         self.generation = 0  # raised with each service we connect to
         self.session: str | None = None  # older era: what the service calls our session
         self.initialize: Message | None = None  # older era: to be replayed
         self.protocol: str | None = None
         self.scopes: dict[Any, Any] = {}  # request id -> cancel scope of its exchange
+        self.questions = Questions()
         self.reconnecting = anyio.Lock()
         self.writing = anyio.Lock()
 
     async def run(self) -> None:
         """Pump until standard input ends."""
         import anyio
-        import httpx2
 
-        async with httpx2.AsyncClient(timeout=httpx2.Timeout(10.0, read=None, pool=None), trust_env=False) as client:
-            self.client = client
-            async with anyio.create_task_group() as group:
-                self.group = group
-                async for line in anyio.wrap_file(sys.stdin.buffer):
-                    if line.strip():
-                        await self._receive(line)
-                group.cancel_scope.cancel()
-            await self._goodbye()
+        from lab_mcp import pipes
+
+        async with anyio.create_task_group() as group:
+            self.group = group
+            async for line in pipes.lines(sys.stdin.fileno()):
+                if line.strip():
+                    await self._receive(line)
+            group.cancel_scope.cancel()
+        await self._goodbye()
 
     async def _receive(self, line: bytes) -> None:
         try:
@@ -103,8 +109,6 @@ class Bridge:
         while True:
             generation = self.generation
             try:
-                if self.endpoint is None:
-                    raise Lost
                 await self._post(message, key)
                 return
             except Lost:
@@ -124,6 +128,11 @@ class Bridge:
             scope = self.scopes.get((message.get("params") or {}).get("requestId"))
             if scope is not None:
                 scope.cancel()  # closes the response stream, which is how the newer era cancels
+        if "method" not in message:
+            known = self.questions.answered(message, self.generation)
+            if known is None:
+                return
+            message = known
         try:
             await self._post(message, key)
         except Lost:
@@ -133,33 +142,38 @@ class Bridge:
 
     async def _post(self, message: Message, key: str) -> None:
         """Send one message and write out everything that comes back. Raises `Lost` when its answer did not come."""
-        import httpx2
+        from lab_mcp.channel import Broken
 
+        if self.channel is None:
+            raise Lost
         request_id = message.get("id") if "method" in message else None
         answered = request_id is None
+        generation = self.generation
         try:
-            async with self.client.stream(
-                "POST", self._url(), content=json.dumps(message).encode(), headers=self._headers(message, key)
-            ) as response:
-                if self._lost(response.status_code, message):
+            async with self.channel.request(
+                "POST", PATH, self._headers(message, key), json.dumps(message).encode()
+            ) as answer:
+                if self._lost(answer.status, message):
                     raise Lost
-                if response.headers.get("content-type", "").startswith("text/event-stream"):
-                    async for event in httpx2.EventSource(response, max_event_size=None):
-                        if event.data:
-                            incoming = json.loads(event.data)
-                            if message.get("method") == LISTEN and "result" in incoming:
-                                raise Lost  # the service ends; the client's subscription goes on with the next one
-                            answered = answered or _answers(incoming, request_id)
-                            self._remember(message, incoming, response)
-                            await self._write(incoming)
+                if answer.streams:
+                    async for data in answer.events():
+                        incoming = json.loads(data)
+                        if message.get("method") == LISTEN and "result" in incoming:
+                            raise Lost  # the service ends; the client's subscription goes on with the next one
+                        answered = answered or _answers(incoming, request_id)
+                        self._remember(message, incoming, answer)
+                        await self._pass_on(incoming, data, generation)
                 else:
-                    body = await response.aread()
+                    body = await answer.body()
                     if body and not answered:
                         incoming = json.loads(body)
                         answered = True
-                        self._remember(message, incoming, response)
-                        await self._write({**incoming, "id": request_id})
-        except (httpx2.TransportError, ValueError) as error:
+                        self._remember(message, incoming, answer)
+                        if incoming.get("id") == request_id:
+                            await self._pass_on(incoming, body, generation)
+                        else:  # of an error about a request that could not be read
+                            await self._write({**incoming, "id": request_id})
+        except (Broken, ValueError) as error:
             if not answered:
                 raise Lost from error
         if not answered:
@@ -171,11 +185,6 @@ class Bridge:
             return not _modern(message)  # the newer era has no sessions: there it is the status of an unknown method
         forgotten = self.session is None and self.initialize is not None and message.get("method") != "initialize"
         return status in (401, 421) or (status == 400 and forgotten)
-
-    def _url(self) -> str:
-        if self.endpoint is None:
-            raise Lost
-        return f"{self.endpoint.url}/mcp"
 
     def _headers(self, message: Message, key: str) -> dict[str, str]:
         assert self.endpoint is not None
@@ -202,17 +211,19 @@ class Bridge:
                 headers["Mcp-Protocol-Version"] = self.protocol
         return headers
 
-    def _remember(self, message: Message, incoming: Message, response: Any) -> None:
+    def _remember(self, message: Message, incoming: Message, answer: Answer) -> None:
         """The older era's handshake, to be replayed to a restarted service."""
         if message.get("method") == "initialize" and "result" in incoming:
             self.initialize = message
             self.protocol = incoming["result"]["protocolVersion"]
-            self.session = response.headers.get("mcp-session-id")
+            self.session = answer.headers.get("mcp-session-id")
 
     async def _reconnect(self, generation: int, *, passive: bool) -> None:
         """Connect to a live service, unless another request did meanwhile; a passive caller waits for one to appear."""
         import anyio
         import anyio.to_thread
+
+        from lab_mcp.channel import Channel
 
         while passive and generation == self.generation:
             if await anyio.to_thread.run_sync(connection.live_endpoint, self.workspace) is not None:
@@ -222,14 +233,18 @@ class Bridge:
             if self.generation != generation:
                 return
             self.endpoint = await anyio.to_thread.run_sync(connection.ensure_service, self.workspace)
+            if self.channel is not None:
+                await self.channel.close()
+            self.channel = Channel(self.endpoint.port)
             if self.initialize is not None:
-                await self._replay(self.initialize)
+                await self._replay(self.channel, self.initialize)
             self.generation += 1
+            for withdrawal in self.questions.withdrawn(self.generation):
+                await self._write(withdrawal)
 
-    async def _replay(self, initialize: Message) -> None:
-        import httpx2
+    async def _replay(self, channel: Channel, initialize: Message) -> None:
+        from lab_mcp.channel import Broken
 
-        assert self.endpoint is not None
         self.session = None
         messages: list[Message] = [
             {**initialize, "id": f"replay-{self.generation}"},
@@ -237,31 +252,33 @@ class Bridge:
         ]
         try:
             for message in messages:
-                response = await self.client.post(self._url(), json=message, headers=self._headers(message, "replay"))
-                if response.status_code >= 400:
-                    raise LabError(f"the restarted service answered {response.status_code} to initialize")
-                self.session = response.headers.get("mcp-session-id", self.session)
-        except httpx2.TransportError:
+                answer, _ = await channel.post_json(PATH, self._headers(message, "replay"), message)
+                if answer.status >= 400:
+                    raise LabError(f"the restarted service answered {answer.status} to initialize")
+                self.session = answer.headers.get("mcp-session-id", self.session)
+        except Broken:
             return  # died again; the request that brought us here notices and comes back
 
     async def _listen(self) -> None:
         """Older era: what the service sends unasked (list changes) comes on a stream of its own."""
         import anyio
-        import httpx2
+
+        from lab_mcp.channel import Broken
 
         while True:
             generation = self.generation
             try:
                 headers = {**self._headers({}, "listen"), "Accept": "text/event-stream"}
-                async with self.client.stream("GET", self._url(), headers=headers) as response:
-                    if response.status_code == 405:
+                if self.channel is None:
+                    raise Broken("no service yet")
+                async with self.channel.request("GET", PATH, headers) as answer:
+                    if answer.status == 405:
                         return
-                    if response.status_code == 200:
-                        async for event in httpx2.EventSource(response, max_event_size=None):
-                            if event.data:
-                                await self._write(json.loads(event.data))
-            except (httpx2.TransportError, Lost):
-                pass
+                    if answer.status == 200:
+                        async for data in answer.events():
+                            await self._pass_on(json.loads(data), data, generation)
+            except Broken:
+                pass  # it died; the next one is waited for below
             if generation == self.generation:
                 await anyio.sleep(PASSIVE_POLL_S)
                 try:
@@ -272,36 +289,51 @@ class Bridge:
     async def _goodbye(self) -> None:
         """Tell the service that this session of the older era is over; the newer one has none."""
         import anyio
-        import httpx2
 
+        from lab_mcp.channel import Broken
+
+        if self.channel is None:
+            return
         if self.session is not None:
-            with anyio.move_on_after(1):
-                try:
-                    await self.client.delete(self._url(), headers=self._headers({}, "goodbye"))
-                except (httpx2.TransportError, Lost):
-                    return
+            with anyio.move_on_after(1), contextlib.suppress(Broken):
+                async with self.channel.request("DELETE", PATH, self._headers({}, "goodbye")):
+                    pass
+        await self.channel.close()
 
-    async def _write(self, message: Message) -> None:
-        import anyio.to_thread
+    async def _pass_on(self, incoming: Message, raw: bytes, generation: int) -> None:
+        """To the client, as it came from the service wherever nothing needs changing."""
+        shown = self.questions.asked(incoming, generation)
+        await self._write(shown if shown is not incoming or b"\n" in raw else raw)
 
-        data = (json.dumps(message, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    async def _write(self, message: Message | bytes) -> None:
+        import anyio
+
+        from lab_mcp import pipes
+
+        if not isinstance(message, bytes):
+            message = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
         async with self.writing:
-            await anyio.to_thread.run_sync(_write_all, self.output, data)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+            with anyio.CancelScope(shield=True):  # half a line would spoil everything after it
+                try:
+                    await pipes.write(self.output, message + b"\n")
+                except BrokenPipeError:  # the client has gone
+                    self.group.cancel_scope.cancel()
 
 
 def _well_formed(message: Any) -> bool:
     """Is it an object whose parts have the types that are relied on here?"""
-    if not isinstance(message, dict) or not isinstance(message.get("method", ""), str):
+    if not isinstance(message, dict) or not _plain(message.get("method", "")):
         return False
     parameters = message.get("params") or {}
     meta = parameters.get("_meta") or {} if isinstance(parameters, dict) else None
-    return isinstance(meta, dict) and isinstance(message.get("id"), str | int | None)
+    if not isinstance(meta, dict) or not _plain(meta.get(PROTOCOL_VERSION_META, "")):
+        return False
+    return isinstance(message.get("id"), str | int | None)
+
+
+def _plain(text: Any) -> bool:
+    """Can it be the value of a header as it stands?"""
+    return isinstance(text, str) and text.isascii() and text == text.strip() and (not text or text.isprintable())
 
 
 def _modern(message: Message) -> str | None:
@@ -311,7 +343,7 @@ def _modern(message: Message) -> str | None:
 
 
 def _header_value(name: str) -> str:
-    if name.isascii() and name.isprintable() and name == name.strip():
+    if _plain(name):
         return name
     from mcp.shared.inbound import encode_header_value
 

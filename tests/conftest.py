@@ -48,8 +48,10 @@ Connect = Callable[..., contextlib.AbstractAsyncContextManager[Client]]
 
 
 @pytest.fixture
-def connect(lab: Workspace) -> Connect:
+def connect(lab: Workspace, monkeypatch: pytest.MonkeyPatch) -> Connect:
     """`async with connect(mode) as client`: a real client over a real bridge, as Claude Code starts it."""
+    # on a machine that is busy a cold start takes longer than the client waits before it takes the older protocol
+    monkeypatch.setattr("mcp.client.session.DISCOVER_TIMEOUT_SECONDS", 120.0)
 
     @contextlib.asynccontextmanager
     async def opened(

@@ -23,7 +23,8 @@ TABLES = [
       answer TEXT NOT NULL, at TEXT NOT NULL
     );
     CREATE INDEX calls_at ON calls (at);
-    """
+    """,
+    "CREATE TABLE agreements (key TEXT PRIMARY KEY, tool TEXT NOT NULL, arguments TEXT NOT NULL, at TEXT NOT NULL)",
 ]
 KEEP_DAYS = 7
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Calls:
         with database.transaction() as tx:
             # a key somebody chose stays known: the run it started does, too
             tx.execute("DELETE FROM calls WHERE at < ? AND key NOT LIKE 'given:%'", (oldest,))
+            tx.execute("DELETE FROM agreements WHERE at < ?", (oldest,))
 
     async def once(
         self,
@@ -83,11 +85,24 @@ class Calls:
             done.set()
             del self._running[key]
 
-    async def begun(self, key: str | None) -> bool:
-        """Has the call of this key been carried out, or is it under way?"""
+    async def agreed(self, tool: str, arguments: dict[str, Any], key: str | None) -> bool:
+        """Need the user not be asked about this call? It is under way or carried out, or they have said yes to it."""
         if key is None or key in self._running:
             return key is not None
-        return await anyio.to_thread.run_sync(self._known, key) is not None
+        if await anyio.to_thread.run_sync(self._known, key) is not None:
+            return True
+        query = "SELECT 1 FROM agreements WHERE key = ? AND tool = ? AND arguments = ?"
+        found = (key, tool, _canonical(arguments))
+        return await anyio.to_thread.run_sync(self.database.one, query, found) is not None
+
+    async def agree(self, tool: str, arguments: dict[str, Any], key: str | None) -> None:
+        """Keep that the user said yes, before anything is done: a call sent again is not asked about again."""
+        if key is not None:
+            await anyio.to_thread.run_sync(self._agree, key, tool, _canonical(arguments))
+
+    def _agree(self, key: str, tool: str, arguments: str) -> None:
+        with self.database.transaction() as tx:
+            tx.execute("INSERT OR REPLACE INTO agreements VALUES (?, ?, ?, ?)", (key, tool, arguments, clock.now()))
 
     async def _act(
         self, tool: str, arguments: dict[str, Any], caller: Caller, act: Callable[[], Awaitable[dict[str, Any]]]

@@ -24,7 +24,7 @@ from tools.handles import HANDLES, Handle
 from tools.lab import Lab
 from tools.reading import Reading
 from tools.tasks import Tasks
-from tools.tool import Caller, Tool, Tools, keyed
+from tools.tool import Caller, Tool, Tools, keyed, recorded
 from workspace.errors import LabError
 
 # Headers by which the bridge tells what stdio alone would not.
@@ -138,13 +138,16 @@ async def _consent(
     tools: Tools, lab: Lab, context: ServerRequestContext[Any], params: types.CallToolRequestParams
 ) -> types.CallToolResult | types.InputRequiredResult | None:
     """Ask the user where lab.toml wants it: the question (newer era), a refusal, or None to go ahead."""
+    if params.name not in consent.SPENDING:
+        return None
     try:
         checked = tools[params.name].check(params.arguments or {})
     except LabError:
         return None  # it is refused with the whole explanation
     asked = await anyio.to_thread.run_sync(consent.question, lab, params.name, checked)
-    if asked is None or await lab.calls.begun(keyed(checked, _caller(context)).key):
-        return None  # a call sent again was agreed to the first time, and is answered from the record
+    given, key = recorded(checked), keyed(checked, _caller(context)).key
+    if asked is None or await lab.calls.agreed(params.name, given, key):
+        return None  # a call sent again was agreed to the first time
     capabilities = context.session.client_capabilities
     if capabilities is None or capabilities.elicitation is None:
         return _error(str(consent.refused(params.name, "none")))
@@ -156,8 +159,10 @@ async def _consent(
     else:
         reply = await context.session.elicit_form(asked, CONSENT_FORM, related_request_id=context.request_id)
     action = getattr(reply, "action", "cancel")
-    agreed = action == "accept" and (getattr(reply, "content", None) or {}).get("go_ahead") is True
-    return None if agreed else _error(str(consent.refused(params.name, "decline" if action == "accept" else action)))
+    if action == "accept" and (getattr(reply, "content", None) or {}).get("go_ahead") is True:
+        await lab.calls.agree(params.name, given, key)
+        return None
+    return _error(str(consent.refused(params.name, "decline" if action == "accept" else action)))
 
 
 async def answer(

@@ -135,13 +135,19 @@ class Tools:
         checked = tool.check(arguments or {})
         if tool.read_only or (tool.only_looks is not None and tool.only_looks(checked)):
             return _dump(await tool.run(lab, checked, caller))
-        given = checked.model_dump(mode="json", exclude_unset=True)
-        given.pop("idempotency_key", None)
+        given = recorded(checked)
         caller = keyed(checked, caller)
         answer: dict[str, Any] = await lab.calls.once(
             tool.name, given, caller, lambda: _run(tool, lab, checked, caller)
         )
         return answer
+
+
+def recorded(arguments: Arguments) -> dict[str, Any]:
+    """What is written down of a call's arguments."""
+    given = arguments.model_dump(mode="json", exclude_unset=True)
+    given.pop("idempotency_key", None)
+    return given
 
 
 def keyed(arguments: Arguments, caller: Caller) -> Caller:

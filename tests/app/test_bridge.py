@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 from mcp.shared.exceptions import MCPError
-from mcp.types import Request, RequestParams, Result
+from mcp.types import ElicitRequestParams, ElicitResult, Request, RequestParams, Result
 from tests_support import kill_service, processes_of, service_pid
 
 from workspace.layout import Workspace
@@ -93,6 +95,65 @@ async def test_nothing_starts_twice_when_the_service_dies_while_starting_it(lab:
             assert (lab.run_dir(run["run_id"]) / "train.log").read_text().count("once") == 1
 
 
+async def test_a_question_is_asked_again_when_the_service_dies_before_the_answer(lab: Workspace, connect) -> None:
+    lab.settings_file.write_text("[runs]\nask_above_hours = 0.5\n")
+    (lab.root / "quick.py").write_text("print('once')\n")
+    withdrawn: list[int] = []
+    asked: list[int] = []
+
+    async def user(context: object, question: ElicitRequestParams) -> ElicitResult:
+        asked.append(len(asked))
+        if len(asked) == 1:
+            kill_service(lab, keeper=True)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                withdrawn.append(1)
+        return ElicitResult(action="accept", content={"go_ahead": True})
+
+    with anyio.fail_after(120):
+        async with connect("legacy", elicitation_callback=user) as client:
+            answer = await client.call_tool("start_training", {"script": "quick.py"})
+            assert answer.structured_content["run_id"] == "run-0001"
+            assert (len(asked), withdrawn) == (2, [1]), "the form of the dead service is gone"
+            assert (await client.call_tool("list_runs", {})).structured_content["total"] == 1
+
+
+@pytest.mark.slow
+async def test_what_the_user_agreed_to_is_not_asked_again_when_the_service_dies_on_it(lab: Workspace, connect) -> None:
+    lab.settings_file.write_text("[runs]\nask_above_hours = 0.5\n")
+    (lab.root / "quick.py").write_text("print('once')\n")
+    moments = random.Random(8)
+    asked: list[str] = []
+
+    async def user(context: object, question: ElicitRequestParams) -> ElicitResult:
+        asked.append(question.message)
+        return ElicitResult(action="accept", content={"go_ahead": True})
+
+    async def kill_once_agreed(number: int) -> None:
+        while not lab.database_file.exists() or agreements(lab) < number:
+            await anyio.sleep(0.001)
+        await anyio.sleep(moments.uniform(0.0, 0.06))
+        kill_service(lab)
+
+    async with connect("legacy", elicitation_callback=user) as client:
+        for number in range(1, 7):
+            await client.call_tool("gpu_status", {})
+            with anyio.fail_after(120):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(kill_once_agreed, number)
+                    arguments = {"script": "quick.py", "name": f"number {number}"}
+                    answer = await client.call_tool("start_training", arguments)
+            assert not answer.is_error, answer.content
+            assert len(asked) == number
+        assert (await client.call_tool("list_runs", {})).structured_content["total"] == 6
+
+
+def agreements(lab: Workspace) -> int:
+    with contextlib.closing(sqlite3.connect(f"file:{lab.database_file}?mode=ro", uri=True)) as database:
+        return int(database.execute("SELECT count(*) FROM agreements").fetchone()[0])
+
+
 async def test_progress_reaches_the_client(lab: Workspace, connect) -> None:
     (lab.root / "sleep.py").write_text("import time\ntime.sleep(2.5)\n")
     seen: list[str] = []
@@ -163,13 +224,15 @@ async def test_an_unknown_method_is_answered_as_one(lab: Workspace, connect) -> 
 
 
 async def test_rubbish_on_standard_input_is_answered(lab: Workspace) -> None:
+    version = '{"id": 1, "method": "ping", "params": {"_meta": {"io.modelcontextprotocol/protocolVersion": %s}}}\n'
     lines = b'not json\n[1, 2]\n{"id": [1], "method": "ping"}\n{"id": 1, "method": "ping", "params": {"_meta": [1]}}\n'
+    lines += (version % '"a\\nb"' + version % "3" + '{"id": 1, "method": "pi\\r\\nX-Header: ng"}\n').encode()
     done = await anyio.run_process(
         [sys.executable, "-P", "-m", "lab_mcp", "mcp", "--workspace", str(lab.root)], input=lines, check=False
     )
     assert done.returncode == 0
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["error"]["code"] for answer in answers] == [-32700, -32600, -32600, -32600]
+    assert [answer["error"]["code"] for answer in answers] == [-32700] + [-32600] * 6
 
 
 async def test_outside_a_workspace_every_tool_says_how_to_make_one(tmp_path: Path) -> None:

@@ -60,6 +60,10 @@ class ClaudeCode:
             "DISABLE_ERROR_REPORTING": "1",
             "DISABLE_AUTOUPDATER": "1",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            # a conversation begins with the lab connected, however busy the machine is
+            "MCP_CONNECTION_NONBLOCKING": "false",
+            "MCP_CONNECT_TIMEOUT_MS": "120000",
+            "MCP_TIMEOUT": "120000",
             "ANTHROPIC_API_KEY": "none",
             "ANTHROPIC_BASE_URL": model.url if model else "http://127.0.0.1:9",
         }

@@ -164,6 +164,26 @@ async def test_a_call_that_was_carried_out_is_not_asked_about_again(careful: Lab
     assert result.structured_content["run_id"] == "run-0001" and no.asked == []
 
 
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_yes_outlives_a_service_that_died_before_it_acted(
+    careful: Lab, era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise RuntimeError("killed here")
+
+    again = LONG | {"idempotency_key": "the night run"}
+    with monkeypatch.context() as killed:
+        killed.setattr(careful.runs, "start", die)
+        died = await call(careful, era, User("accept", {"go_ahead": True}), "start_training", again)
+    assert died.is_error and careful.runs.list() == []
+    no = User("decline")
+    other = {"overrides": {"budget.kind": "seconds", "budget.amount": 10_000}, "idempotency_key": "the night run"}
+    assert (await call(careful, era, no, "start_training", other)).is_error
+    assert len(no.asked) == 1, "the yes was to another call"
+    result = await call(careful, era, no, "start_training", again)
+    assert result.structured_content["run_id"] == "run-0001" and len(no.asked) == 1
+
+
 async def test_nobody_is_asked_unless_the_user_wants_it(opened: Lab) -> None:
     user = User("decline")
     assert not (await call(opened, "auto", user, "start_training", LONG)).is_error

@@ -1,0 +1,52 @@
+"""What the service asks the client in the older era (a form, say), told apart from what an earlier service asked.
+
+Every service counts its questions from the beginning, and a call that is sent again asks its question again. To the
+client each question has a name of its own, and one whose service has died is withdrawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Message = dict[str, Any]
+
+
+class Questions:
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[int, Any]] = {}  # name -> generation of the service, its own id
+
+    def asked(self, message: Message, generation: int) -> Message:
+        """The question, or the service's withdrawal of one, as the client is to see it."""
+        if message.get("method") == "notifications/cancelled":
+            parameters = message.get("params") or {}
+            name = _name(generation, parameters.get("requestId"))
+            if self._open.pop(name, None) is None:
+                return message
+            return {**message, "params": {**parameters, "requestId": name}}
+        if "method" not in message or message.get("id") is None:
+            return message
+        name = _name(generation, message["id"])
+        self._open[name] = (generation, message["id"])
+        return {**message, "id": name}
+
+    def answered(self, message: Message, generation: int) -> Message | None:
+        """The client's answer as the service is to see it; None when it is to a question of a service that died."""
+        asked = self._open.pop(message["id"], None) if isinstance(message.get("id"), str) else None
+        if asked is None or asked[0] != generation:
+            return None
+        return {**message, "id": asked[1]}
+
+    def withdrawn(self, generation: int) -> list[Message]:
+        """Notifications that withdraw what services before this one asked."""
+        gone = [name for name, (asked_by, _) in self._open.items() if asked_by != generation]
+        for name in gone:
+            del self._open[name]
+        reason = "the lab's service was restarted"
+        return [
+            {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": name, "reason": reason}}
+            for name in gone
+        ]
+
+
+def _name(generation: int, own_id: Any) -> str:
+    return f"lab-{generation}-{own_id}"
