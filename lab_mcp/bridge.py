@@ -17,18 +17,18 @@ import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from lab_mcp import connection
-from lab_mcp.questions import Message, Questions
+from lab_mcp import connection, greeting, messages
+from lab_mcp.messages import Message
+from lab_mcp.questions import Questions
 from workspace.errors import LabError
 from workspace.layout import Workspace, discover
 
 if TYPE_CHECKING:  # what they need is imported while the service is already starting
     from lab_mcp.channel import Answer, Channel
 
-PROTOCOL_VERSION_META = "io.modelcontextprotocol/protocolVersion"
 ATTEMPTS = 6  # to have one request answered, each with a service brought back in between
 PASSIVE_POLL_S = 0.5
-INTERNAL_ERROR = -32603
+PATIENCE_S = 1.5  # with a service that is starting; Claude Code has twice as much
 LISTEN = "subscriptions/listen"
 PATH = "/mcp"
 NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"} | dict.fromkeys(
@@ -47,7 +47,7 @@ class Bridge:
         self.workspace = workspace
         self.output = output
         named = os.environ.get("CLAUDE_CODE_SESSION_ID", "")
-        self.conversation = named if named and _plain(named) else f"bridge-{uuid.uuid4().hex[:12]}"
+        self.conversation = named if named and messages.plain(named) else f"bridge-{uuid.uuid4().hex[:12]}"
         self.key_prefix = uuid.uuid4().hex
         self.sent = 0
         self.endpoint: connection.Endpoint | None = None
@@ -81,8 +81,8 @@ class Bridge:
         except ValueError:
             await self._write({"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "not valid JSON"}})
             return
-        if not _well_formed(message):
-            await self._write(_error(None, "one JSON-RPC message a line, please", code=-32600))
+        if not messages.well_formed(message):
+            await self._write(messages.error(None, "one JSON-RPC message a line, please", code=-32600))
             return
         self.sent += 1
         key = f"{self.key_prefix}:{self.sent}"
@@ -94,6 +94,9 @@ class Bridge:
     async def _request(self, message: Message, key: str) -> None:
         import anyio
 
+        version = messages.modern(message)
+        if version is not None and message["method"] == greeting.DISCOVER and self.channel is None:
+            self.group.start_soon(self._greet, message["id"], version)
         with anyio.CancelScope() as scope:
             self.scopes[message["id"]] = scope
             try:
@@ -101,6 +104,19 @@ class Bridge:
             finally:
                 if self.scopes.get(message["id"]) is scope:
                     del self.scopes[message["id"]]
+
+    async def _greet(self, request_id: Any, version: str) -> None:
+        """Answer `server/discover` from memory when the service takes too long to start."""
+        import anyio
+
+        await anyio.sleep(PATIENCE_S)
+        scope = self.scopes.get(request_id)
+        if scope is None or self.channel is not None:  # it was answered, or is about to be
+            return
+        known = greeting.recall(self.workspace, version)
+        if known is not None:
+            scope.cancel()
+            await self._write({"jsonrpc": "2.0", "id": request_id, "result": known})
 
     async def _exchange(self, message: Message, key: str) -> None:
         """Have one request answered, whatever happens to the service meanwhile."""
@@ -120,7 +136,7 @@ class Bridge:
                         ) from None
                     await self._reconnect(generation, passive=passive)
                 except LabError as error:
-                    await self._write(_refusal(message, str(error)))
+                    await self._write(messages.refusal(message, str(error)))
                     return
 
     async def _notify(self, message: Message, key: str) -> None:
@@ -160,7 +176,7 @@ class Bridge:
                         incoming = json.loads(data)
                         if message.get("method") == LISTEN and "result" in incoming:
                             raise Lost  # the service ends; the client's subscription goes on with the next one
-                        answered = answered or _answers(incoming, request_id)
+                        answered = answered or messages.answers(incoming, request_id)
                         self._remember(message, incoming, answer)
                         await self._pass_on(incoming, data, generation)
                 else:
@@ -182,7 +198,9 @@ class Bridge:
     def _lost(self, status: int, message: Message) -> bool:
         """Does this status say that another service, or none that knows our session, is there?"""
         if status == 404:
-            return not _modern(message)  # the newer era has no sessions: there it is the status of an unknown method
+            return not messages.modern(
+                message
+            )  # the newer era has no sessions: there it is the status of an unknown method
         forgotten = self.session is None and self.initialize is not None and message.get("method") != "initialize"
         return status in (401, 421) or (status == 400 and forgotten)
 
@@ -196,14 +214,14 @@ class Bridge:
             "Lab-Request-Key": key,
         }
         parameters = message.get("params") or {}
-        modern = _modern(message)
+        modern = messages.modern(message)
         method = message.get("method")
         if modern and method:
             headers["Mcp-Protocol-Version"] = modern
             headers["Mcp-Method"] = method
             name = parameters.get(NAMED_METHODS.get(method, ""))
             if isinstance(name, str) and name:
-                headers["Mcp-Name"] = _header_value(name)
+                headers["Mcp-Name"] = messages.header_value(name)
         elif method != "initialize":
             if self.session:
                 headers["Mcp-Session-Id"] = self.session
@@ -212,7 +230,13 @@ class Bridge:
         return headers
 
     def _remember(self, message: Message, incoming: Message, answer: Answer) -> None:
-        """The older era's handshake, to be replayed to a restarted service."""
+        """The handshake: the older era's for a restarted service, the newer one's for the next cold start."""
+        version = messages.modern(message)
+        if version is not None and message.get("method") == greeting.DISCOVER and "result" in incoming:
+            try:
+                greeting.keep(self.workspace, version, incoming["result"])
+            except OSError as error:  # a full or read-only disk; the next bridge waits for its service, that is all
+                print(f"lab-mcp bridge: {error}", file=sys.stderr)
         if message.get("method") == "initialize" and "result" in incoming:
             self.initialize = message
             self.protocol = incoming["result"]["protocolVersion"]
@@ -246,12 +270,12 @@ class Bridge:
         from lab_mcp.channel import Broken
 
         self.session = None
-        messages: list[Message] = [
+        handshake: list[Message] = [
             {**initialize, "id": f"replay-{self.generation}"},
             {"jsonrpc": "2.0", "method": "notifications/initialized"},
         ]
         try:
-            for message in messages:
+            for message in handshake:
                 answer, _ = await channel.post_json(PATH, self._headers(message, "replay"), message)
                 if answer.status >= 400:
                     raise LabError(f"the restarted service answered {answer.status} to initialize")
@@ -318,52 +342,6 @@ class Bridge:
                     await pipes.write(self.output, message + b"\n")
                 except BrokenPipeError:  # the client has gone
                     self.group.cancel_scope.cancel()
-
-
-def _well_formed(message: Any) -> bool:
-    """Is it an object whose parts have the types that are relied on here?"""
-    if not isinstance(message, dict) or not _plain(message.get("method", "")):
-        return False
-    parameters = message.get("params") or {}
-    meta = parameters.get("_meta") or {} if isinstance(parameters, dict) else None
-    if not isinstance(meta, dict) or not _plain(meta.get(PROTOCOL_VERSION_META, "")):
-        return False
-    return isinstance(message.get("id"), str | int | None)
-
-
-def _plain(text: Any) -> bool:
-    """Can it be the value of a header as it stands?"""
-    return isinstance(text, str) and text.isascii() and text == text.strip() and (not text or text.isprintable())
-
-
-def _modern(message: Message) -> str | None:
-    """The protocol version a message of the newer era carries."""
-    version: str | None = ((message.get("params") or {}).get("_meta") or {}).get(PROTOCOL_VERSION_META)
-    return version
-
-
-def _header_value(name: str) -> str:
-    if _plain(name):
-        return name
-    from mcp.shared.inbound import encode_header_value
-
-    return encode_header_value(name)
-
-
-def _answers(incoming: Message, request_id: Any) -> bool:
-    return incoming.get("id") == request_id and ("result" in incoming or "error" in incoming)
-
-
-def _error(request_id: Any, text: str, *, code: int = INTERNAL_ERROR) -> Message:
-    return {"jsonrpc": "2.0", "id": request_id, "error": {"code": code, "message": text}}
-
-
-def _refusal(message: Message, text: str) -> Message:
-    """A tool call is refused as a tool's error, which the model can read; anything else as a protocol error."""
-    if message["method"] != "tools/call":
-        return _error(message["id"], text)
-    result = {"content": [{"type": "text", "text": text}], "isError": True, "resultType": "complete"}
-    return {"jsonrpc": "2.0", "id": message["id"], "result": result}
 
 
 def main(arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Message = dict[str, Any]
+from lab_mcp.messages import Message
 
 
 class Questions:

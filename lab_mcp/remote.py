@@ -44,6 +44,7 @@ class Remote:
                 lifespan="off",  # the lab's parts are brought up once, by the loopback server
                 timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
                 ws="none",
+                proxy_headers=False,
             )
         )
 

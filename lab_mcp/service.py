@@ -25,7 +25,7 @@ from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from lab_mcp import compose, pages, remote, rest, rest_memory, rest_results, rest_runs
 from lab_mcp.connection import FATAL, keep_keeper, read_endpoint
@@ -39,6 +39,7 @@ from workspace import clock, durable, process
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
+MCP_PATH = "/mcp"
 TICK_S = 0.5
 WARM_UP_AFTER_S = 3.0
 KEEPER_CHECK_S = 5.0
@@ -79,7 +80,7 @@ class Service:
 
     def application(self) -> Any:
         """The ASGI application: /mcp, /api/..., pages, /healthz, all behind the guard."""
-        inner = self.mcp.streamable_http_app(
+        self.mcp.streamable_http_app(
             session_idle_timeout=SESSION_IDLE_S,
             # Host and Origin are the guard's to check, which knows the names of the remote address, too
             transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
@@ -104,10 +105,9 @@ class Service:
             *rest_results.routes(self.lab),
             *rest_memory.routes(self.lab),
             *rest_runs.routes(self.lab),
-            Mount("/", app=inner),
         ]
         app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={Exception: _crashed})
-        served = _Busy(app, self)
+        served = _Front(app, self)
         if self.beyond is not None:
             guarded = Guard(served, self.token, self.beyond.names, self.doors)
             self.remote_server = self.beyond.server(guarded)
@@ -214,8 +214,8 @@ async def _crashed(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": text}, status_code=500)
 
 
-class _Busy:
-    """Counts open requests, so that the idle rule sees a client that only listens."""
+class _Front:
+    """Sends MCP its own way, and counts open requests, so that the idle rule sees a client that only listens."""
 
     def __init__(self, app: Any, service: Service) -> None:
         self.app = app
@@ -226,8 +226,10 @@ class _Busy:
             await self.app(scope, receive, send)
             return
         self.service.open_requests += 1
+        # a call passes no router and no middleware that it has no use for
+        app = self.service.mcp.session_manager.handle_request if scope["path"] == MCP_PATH else self.app
         try:
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
         finally:
             self.service.open_requests -= 1
             self.service.last_used = time.monotonic()
@@ -267,6 +269,7 @@ def serve(workspace: Workspace) -> int:
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
         timeout_keep_alive=75,
         ws="none",
+        proxy_headers=False,  # nothing in front of it is to be believed about who is asking
     )
     service.server = uvicorn.Server(config)
     compose.start(lab)

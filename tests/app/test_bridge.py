@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,6 +18,8 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import ElicitRequestParams, ElicitResult, Request, RequestParams, Result
 from tests_support import kill_service, processes_of, service_pid
 
+from lab_mcp import pipes
+from lab_mcp.bridge import Bridge
 from workspace.layout import Workspace
 
 pytestmark = pytest.mark.anyio
@@ -246,3 +249,58 @@ async def test_outside_a_workspace_every_tool_says_how_to_make_one(tmp_path: Pat
         answer = await client.call_tool("gpu_status", {})
         assert answer.is_error
         assert "lab-mcp init" in answer.content[0].text
+
+
+DISCOVER = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "server/discover",
+    "params": {
+        "_meta": {
+            "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+            "io.modelcontextprotocol/clientCapabilities": {},
+        }
+    },
+}
+
+
+class _Slow(Bridge):
+    """A bridge whose service does not come up before it is let."""
+
+    may_start: anyio.Event
+
+    async def _reconnect(self, generation: int, *, passive: bool) -> None:
+        await self.may_start.wait()
+        await super()._reconnect(generation, passive=passive)
+
+
+async def test_a_service_that_starts_slowly_does_not_cost_the_newer_protocol(
+    lab: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab_mcp.bridge.PATIENCE_S", 0.2)
+
+    async def answers(*messages: dict[str, Any], slow: bool) -> list[dict[str, Any]]:
+        ours, theirs = os.pipe()
+        bridge = _Slow(lab, theirs)
+        bridge.may_start = anyio.Event()
+        found = []
+        async with anyio.create_task_group() as bridge.group:
+            if not slow:
+                bridge.may_start.set()
+            for message in messages:
+                await bridge._receive(json.dumps(message).encode())
+                async for line in pipes.lines(ours):
+                    found.append(json.loads(line))
+                    bridge.may_start.set()
+                    break
+            bridge.group.cancel_scope.cancel()
+        await bridge._goodbye()
+        os.close(ours), os.close(theirs)
+        return found
+
+    with anyio.fail_after(120):
+        (first,) = await answers(DISCOVER, slow=False)
+        status = {**DISCOVER, "id": 2, "method": "tools/list"}
+        early, listed = await answers(DISCOVER, status, slow=True)
+    assert early == first
+    assert listed["id"] == 2 and listed["result"]["tools"]

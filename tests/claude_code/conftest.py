@@ -9,6 +9,7 @@ import pty
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,15 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self.descriptor, keys.encode())
+
+    def settle(self, quiet_s: float = 1.0, at_most_s: float = 20.0) -> None:
+        """Wait until nothing more is drawn for a while: a key typed earlier may be lost."""
+        deadline = time.monotonic() + at_most_s
+        seen, since = len(self.shown), time.monotonic()
+        while time.monotonic() < min(deadline, since + quiet_s):
+            time.sleep(0.05)
+            if len(self.shown) != seen:
+                seen, since = len(self.shown), time.monotonic()
 
     def close(self) -> None:
         self._reader.join(timeout=10)

@@ -16,19 +16,33 @@ from workspace.layout import Workspace
 pytestmark = pytest.mark.slow
 PLUGIN = Path(lab_mcp.__file__).parent / "plugin"
 MARKETPLACE = PLUGIN.parents[1]
+PATIENT_JOB = "import os, time\nwhile not os.path.exists('go'):\n    time.sleep(0.1)\nprint('the answer is 42')\n"
 SLOW_JOB = "import time\nprint('begun', flush=True)\ntime.sleep(4)\nprint('the answer is 42')\n"
 
 
 def said_to(model: ScriptedModel) -> str:
     """Everything the user's side has told the model, as one text."""
-    return json.dumps(model.requests[-1]["messages"], ensure_ascii=False)
+    return json.dumps(model.requests[-1]["messages"], ensure_ascii=False) if model.requests else ""
 
 
-def wait_until(true: Callable[[], object], seconds: float = 90) -> None:
+def wait_until(true: Callable[[], object], shown: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, f"it never happened; last was {shown()}"
         time.sleep(0.1)
+
+
+def once_connected(first: Call) -> Callable[[list[Result]], Call | str]:
+    """A script that begins with `first`. At a terminal a server is not waited for: until then there is no such tool."""
+
+    def play(results: list[Result]) -> Call | str:
+        if results and not (results[-1].is_error and "No such tool" in results[-1].text):
+            return "done"
+        if results:
+            time.sleep(0.5)
+        return first
+
+    return play
 
 
 def test_the_plugin_and_its_marketplace_are_valid(claude) -> None:
@@ -42,16 +56,8 @@ def test_the_plugin_brings_server_and_skills(lab: Workspace, claude) -> None:
     (lab.root / ".mcp.json").unlink()
     status = Call("mcp__plugin_lab_lab__gpu_status", {})
 
-    def until_connected(results: list[Result]) -> Call | str:
-        """A plugin's server is not waited for at the start."""
-        if results[-1].is_error and len(results) < 60:
-            time.sleep(0.5)
-            return status
-        return "done"
-
     def play(results: list[Result]) -> Call | str:
-        begin = [Call("Skill", {"skill": "lab:running-an-experiment"}), status]
-        return begin[len(results)] if len(results) < len(begin) else until_connected(results)
+        return once_connected(status)(results[1:]) if results else Call("Skill", {"skill": "lab:running-an-experiment"})
 
     options = ["--plugin-dir", str(PLUGIN)]
     model = claude.converse(play, *options, allowed="mcp__plugin_lab_lab,Skill", LAB_MCP_COMMAND=command)
@@ -101,15 +107,17 @@ def test_a_hook_may_answer_for_the_user(lab: Workspace, claude, tmp_path: Path) 
 
 
 def test_at_a_terminal_a_run_is_a_task_and_its_end_comes_by_itself(lab: Workspace, claude) -> None:
-    (lab.root / "job.py").write_text(SLOW_JOB)
+    (lab.root / "job.py").write_text(PATIENT_JOB)
     with (
-        ScriptedModel([call("start_training", script="job.py"), "It runs; I go on."]) as model,
-        claude.at_a_terminal(model),
+        ScriptedModel(once_connected(call("start_training", script="job.py"))) as model,
+        claude.at_a_terminal(model) as user,
     ):
-        wait_until(lambda: model.requests and "task-notification" in said_to(model))
+        wait_until(lambda: any("run-0001" in result.text for result in model.results), lambda: user.shown[-3000:])
+        begun = model.results[-1]
+        (lab.root / "go").touch()  # a task that ends at once is told in the answer instead
+        wait_until(lambda: "task-notification" in said_to(model), lambda: said_to(model)[-3000:] + user.shown[-3000:])
     assert model.failure is None
-    begun = model.results[0]
-    assert not begun.is_error and "run-0001" in begun.text
+    assert not begun.is_error
     told = said_to(model)
     assert "succeeded" in told and "StartTrainingResult" not in told
 
@@ -117,23 +125,23 @@ def test_at_a_terminal_a_run_is_a_task_and_its_end_comes_by_itself(lab: Workspac
 def test_leaving_the_terminal_does_not_stop_the_run(lab: Workspace, claude, command) -> None:
     (lab.root / "job.py").write_text(SLOW_JOB.replace("sleep(4)", "sleep(8)"))
     with (
-        ScriptedModel([call("start_training", script="job.py"), "It runs."]) as model,
-        claude.at_a_terminal(model),
+        ScriptedModel(once_connected(call("start_training", script="job.py"))) as model,
+        claude.at_a_terminal(model) as user,
     ):
-        wait_until(lambda: model.requests and model.results)
-    wait_until(lambda: "succeeded" in command("runs").stdout)
+        wait_until(lambda: any(not result.is_error for result in model.results), lambda: user.shown[-3000:])
+    wait_until(lambda: "succeeded" in command("runs").stdout, lambda: command("runs").stdout)
 
 
 def test_the_form_at_the_terminal_starts_the_run(lab: Workspace, claude) -> None:
     ask_above(lab, 0.5)
     (lab.root / "job.py").write_text("print(1)\n")
-    with ScriptedModel([call("start_training", script="job.py"), "done"]) as model, claude.at_a_terminal(model) as user:
-        wait_until(lambda: "Go ahead?" in user.shown.replace("\x1b[1C", " "))
-        time.sleep(1)
-        user.type(" ")  # ticks the box
-        time.sleep(0.3)
-        user.type("\x1b[B")
-        time.sleep(0.3)
-        user.type("\r")
-        wait_until(lambda: model.results)
-    assert not model.results[0].is_error and "run-0001" in model.results[0].text
+    with (
+        ScriptedModel(once_connected(call("start_training", script="job.py"))) as model,
+        claude.at_a_terminal(model) as user,
+    ):
+        wait_until(lambda: "Go ahead?" in user.shown.replace("\x1b[1C", " "), lambda: user.shown[-3000:])
+        for key in (" ", "\x1b[B", "\r"):  # ticks the box, goes down to the button, presses it
+            user.settle()
+            user.type(key)
+        wait_until(lambda: any("run-0001" in result.text for result in model.results), lambda: user.shown[-3000:])
+    assert not model.results[-1].is_error

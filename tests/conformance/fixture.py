@@ -24,9 +24,14 @@ from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.shared.exceptions import MCPError
 from mcp.shared.subscriptions import PromptsListChanged, ToolsListChanged
 
+sys.path.insert(0, str(Path(__file__).parent))
+import jobs
+
 from lab_mcp import compose
 from lab_mcp.initialise import init
+from tools.handles import HANDLES
 from tools.server import LabServer, build_server
+from tools.tool import Tools
 from workspace.layout import Workspace
 
 Context = ServerRequestContext[Any]
@@ -388,6 +393,19 @@ class Fixture:
             return ask({"user_name": elicit("What is your name?", NAME)})
         return text(f"Hello, {name}!")
 
+    async def tool_greet(self, context: Context, params: Any) -> Any:
+        return text(f"Hello, {params.arguments['name']}!")
+
+    tool_greet.schema = NAME  # type: ignore[attr-defined]
+
+    async def tool_test_tool_with_task(self, context: Context, params: Any) -> Any:
+        """First the question, then the task."""
+        name = given(params, "user_name", "name")
+        if not isinstance(name, str):
+            return ask({"user_name": elicit("What is your name?", NAME)})
+        work = {"name": "slow_compute", "arguments": {"seconds": 0.3, "label": name}}
+        return await self.own["tools/call"](context, params.model_copy(update=work))
+
     async def tool_test_input_required_result_sampling(self, context: Context, params: Any) -> Any:
         answer = (params.input_responses or {}).get("capital_question")
         if answer is None:
@@ -456,7 +474,8 @@ def main(port: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(init(Path(folder) / "lab").root))
         lab = compose.build_lab(workspace, {"pid": 0, "url": "", "started_at": "", "version": "0"})
-        server = build_server(compose.all_tools(), lab)
+        tools = Tools([*compose.all_tools(), *jobs.TOOLS])
+        server = build_server(tools, lab, handles={**HANDLES, **jobs.HANDLES})
         Fixture(server).serve()
         application = server.streamable_http_app()
         print("ready", flush=True)
