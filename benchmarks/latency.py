@@ -36,7 +36,7 @@ def shut_down(workspace: Workspace) -> None:
 
 
 def cold_start(workspace: Workspace, era: str) -> tuple[float, float]:
-    """Seconds from starting `lab-mcp mcp` (no service alive) to the service's first answer, and to the list of tools."""
+    """Seconds from starting `lab-mcp mcp`, no service alive, to its first answer and to the list of tools."""
     shut_down(workspace)
     (workspace.cache_dir / "greeting.json").unlink(missing_ok=True)  # nothing is answered from memory
     started = time.perf_counter()
