@@ -33,8 +33,8 @@ from runs_support import Bench, end_everything
 from tests_support import end_all
 
 from lab_mcp import connection, initialise
-from training.runs.leases import FOLDER_VARIABLE
 from training.runs.manager import Runs
+from training.runs.place import FOLDER_VARIABLE
 from workspace.database import Database
 from workspace.layout import Workspace
 from workspace.outbox import Outbox

@@ -30,7 +30,8 @@ from tests_support import TINY, end_all, processes_of
 from lab_mcp import connection
 from lab_mcp.initialise import init
 from training.runs import tree
-from training.runs.leases import FOLDER_VARIABLE, Leases
+from training.runs.leases import Leases
+from training.runs.place import FOLDER_VARIABLE
 from workspace import durable
 from workspace.errors import LabError
 from workspace.layout import Workspace

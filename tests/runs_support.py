@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -117,3 +118,30 @@ def end_everything(workspace: Workspace) -> None:
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
             tag = (durable.read_json(folder / "run.json") or {})["environment"][TAG_VARIABLE]
             tree.kill_all(lambda tag=tag: tree.members((), tag))  # type: ignore[misc]
+
+
+# runs until the file `gate` appears beside its folder, then exits with the code written there
+GATED = """
+    import os, pathlib, sys, time
+    gate = pathlib.Path(os.environ["LAB_RUN_DIR"]) / "gate"
+    print("ready", flush=True)
+    while not gate.exists():
+        time.sleep(0.02)
+    sys.exit(int(gate.read_text()))
+"""
+
+
+def start_gated(bench: Bench) -> tuple[str, dict[str, int]]:
+    run_id = bench.start(textwrap.dedent(GATED))
+    bench.printed(run_id, "ready")
+    bench.until(lambda: bench.runs.get(run_id).state == "running")
+    return run_id, bench.pids(run_id)
+
+
+def open_gate(bench: Bench, run_id: str, code: int) -> None:
+    (bench.folder(run_id) / "gate.tmp").write_text(str(code))
+    (bench.folder(run_id) / "gate.tmp").rename(bench.folder(run_id) / "gate")
+
+
+def gone(bench: Bench, pids: dict[str, int]) -> None:
+    bench.until(lambda: not any(start_time(pid) for pid in pids.values()))

@@ -13,37 +13,11 @@ from typing import Any
 
 import kill_rounds
 import pytest
-from runs_support import Bench, kill
+from runs_support import Bench, gone, kill, open_gate, start_gated
 
 from training.runs.leases import Leases
 from workspace import durable
 from workspace.process import ProcessIdentity, host_name, start_time, this_process
-
-# runs until the file `gate` appears beside its folder, then exits with the code written there
-GATED = """
-    import os, pathlib, sys, time
-    gate = pathlib.Path(os.environ["LAB_RUN_DIR"]) / "gate"
-    print("ready", flush=True)
-    while not gate.exists():
-        time.sleep(0.02)
-    sys.exit(int(gate.read_text()))
-"""
-
-
-def start_gated(bench: Bench) -> tuple[str, dict[str, int]]:
-    run_id = bench.start(textwrap.dedent(GATED))
-    bench.printed(run_id, "ready")
-    bench.until(lambda: bench.runs.get(run_id).state == "running")
-    return run_id, bench.pids(run_id)
-
-
-def open_gate(bench: Bench, run_id: str, code: int) -> None:
-    (bench.folder(run_id) / "gate.tmp").write_text(str(code))
-    (bench.folder(run_id) / "gate.tmp").rename(bench.folder(run_id) / "gate")
-
-
-def gone(bench: Bench, pids: dict[str, int]) -> None:
-    bench.until(lambda: not any(start_time(pid) for pid in pids.values()))
 
 
 def test_supervisor_killed_job_watched_again(bench: Bench) -> None:

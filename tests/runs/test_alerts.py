@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +30,7 @@ from workspace.layout import Workspace
 from workspace.settings import AlertSettings, Settings
 
 GIB = 2**30
+ROOT = Path(__file__).parent.parent.parent
 CPU = Cpu(
     model="test", architecture="x86_64", physical_cores=1, logical_cores=2, usable_cores=2,
     memory_total_bytes=64 * GIB, memory_available_bytes=32 * GIB, memory_used_bytes=32 * GIB,
@@ -53,7 +57,8 @@ class OneRun:
     def watched(self) -> list[RunRecord]:
         return [record()] if self.running else []
 
-    def stop(self, run_id: str, reason: str = "", by: str = "user") -> RunRecord:
+    def stop(self, run_id: str, reason: str = "", by: str = "user", rule: str | None = None) -> RunRecord:
+        assert by == f"alerts.{rule} in lab.toml"
         self.stopped.append((reason, by))
         return record()
 
@@ -228,6 +233,7 @@ def test_one_device_works_and_another_does_not() -> None:
     assert list(rules.check(devices, age_s=60)) == []  # it has just begun
     (alert,) = rules.check(devices, age_s=1000)
     assert alert.rule == "imbalance" and alert.numbers == {"cuda:0 percent": 99.0, "cuda:1 percent": 10.0}
+    assert alert.evidence[0] == "telemetry.db: cuda:0 busy 99.0 %, mean of 120 s" and len(alert.evidence) == 2
     busy["GPU-1"] = 80.0
     assert list(rules.check(devices, age_s=1000)) == []
 
@@ -264,6 +270,87 @@ def test_a_disk_that_fills() -> None:
     sawtooth = [50 * GIB - (t % 90) * 10**8 for t in range(0, 600, 30)]  # checkpoints come and go
     assert not any(rule.check(30.0 * n, free) for n, free in enumerate(sawtooth))
     assert DiskRule().check(0, GIB // 2) is not None
+
+
+class Several(OneRun):
+    """As many running runs as there are folders, until they are stopped."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__()
+        self.workspace = workspace
+        self.ended: set[str] = set()
+
+    def watched(self) -> list[RunRecord]:
+        names = sorted(path.name for path in self.workspace.runs_dir.glob("run-*"))
+        return [record().model_copy(update={"id": name}) for name in names if name not in self.ended]
+
+    def stop(self, run_id: str, reason: str = "", by: str = "user", rule: str | None = None) -> RunRecord:
+        self.ended.add(run_id)
+        return super().stop(run_id, reason, by, rule)
+
+
+def test_a_full_disk_stops_the_run_that_fills_it_and_no_other(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time, and one that writes nothing never: to end it would help nobody."""
+    free, now = 50 * GIB, 0.0
+    monkeypatch.setattr("training.runs.alerts.watch.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr("training.runs.alerts.watch.time.monotonic", lambda: now)
+    for name in ("run-0002", "run-0003"):
+        workspace.run_dir(name).mkdir()
+    runs = Several(workspace)
+    watching = watch(workspace, runs, disk_filling="stop")
+    severities: dict[str, list[str]] = {}
+    for step in range(24):
+        now += 30.0
+        if "run-0002" not in runs.ended:
+            (workspace.run_dir("run-0002") / f"step-{step}").write_bytes(b"x" * 2**20)
+        if step == 12:
+            (workspace.run_dir("run-0001") / "checkpoint").write_bytes(b"x" * 3 * 2**20)
+        free = 50 * GIB - step * 3 * GIB if step < 16 else GIB // 2
+        watching.round()
+        if step == 11:
+            assert runs.ended == {"run-0002"}, "the one that wrote most"
+            severities = {name: _severities(workspace, name) for name in ("run-0001", "run-0002", "run-0003")}
+    assert severities == {"run-0001": ["warn"], "run-0002": ["stop"], "run-0003": ["warn"]}
+    assert runs.ended == {"run-0001", "run-0002"}, "when that did not help, the next; never one that writes nothing"
+    assert "wrote most" in runs.stopped[0][0] and len(runs.stopped) == 2
+    lenient = Several(workspace)
+    watch(workspace, lenient).round()
+    assert lenient.stopped == []
+
+
+def _severities(workspace: Workspace, run_id: str) -> list[str]:
+    found = alerts(workspace.run_dir(run_id))
+    assert all(alert["class"] == "disk_filling" and alert["evidence"] for alert in found)
+    return [alert["severity"] for alert in found]
+
+
+def test_many_long_alerts_are_still_written_once(workspace: Workspace) -> None:
+    folder = workspace.run_dir("run-0001")
+    for _ in range(2):
+        for number in range(60):
+            evidence = tuple("x" * 280 for _ in range(8))
+            write_once(folder, Alert("thermal", "hot" * 100, evidence=evidence, device=f"cuda:{number}"), "warn")
+    assert (folder / "alerts.jsonl").stat().st_size > 2 * 64 * 1024
+    assert [alert["device"] for alert in alerts(folder)] == [f"cuda:{number}" for number in range(60)]
+
+
+def test_two_services_at_once_write_an_alert_once(workspace: Workspace) -> None:
+    """One that ends and the one that takes over, or the supervisor beside them."""
+    folder = workspace.run_dir("run-0001")
+    code = (
+        "import sys; from pathlib import Path; from training.runs.alerts.alert import Alert, write_once\n"
+        "sys.stdin.read()\n"
+        "for n in range(40): write_once(Path(sys.argv[1]), Alert('thermal', 'hot', device=str(n)), 'warn')"
+    )
+    command = [sys.executable, "-P", "-s", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", str(folder)]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(3)]
+    for writer in writers:
+        assert writer.stdin
+        writer.stdin.close()
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert sorted(int(alert["device"]) for alert in alerts(folder)) == list(range(40))
 
 
 def test_every_rule_can_be_set_and_has_a_suggestion() -> None:

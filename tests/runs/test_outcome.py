@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from training.runs.outcome import End, Evidence, Stop, decide, has_checkpoint, last_exception
+from training.runs.outcome import (
+    ENDED_BY_RULE,
+    End,
+    Evidence,
+    Stop,
+    decide,
+    has_checkpoint,
+    last_exception,
+    stop_asked_for,
+)
+from workspace.settings import AlertSettings
 
 LATER, EARLIER = "2026-11-21T10:00:05.000Z", "2026-11-21T10:00:00.000Z"
 DONE, FAILED = {"state": "succeeded"}, {"state": "failed", "class": "oom", "error": "out of memory. Next: rows = 4"}
@@ -53,6 +63,42 @@ def test_decision(end: End, stop: Stop | None, seen: Evidence, state: str, failu
     assert (record["state"], record["class"]) == (state, failure)
     assert (record["exit_code"], record["signal"]) == (end.exit_code, end.signal)
     assert record["reason"] or state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "checkpoint", "state", "failure"),
+    [
+        ("stalled", "script", False, "failed", "stalled"),
+        ("nan", "recipe", True, "failed", "nan"),
+        ("loss_flat", "recipe", True, "failed", "stalled"),
+        ("loss_rising", "script", False, "failed", "stalled"),
+        ("overfitting", "recipe", True, "failed", "stalled"),
+        ("memory_growing", "script", False, "failed", "oom"),
+        ("disk_filling", "recipe", True, "preempted", None),
+        ("disk_filling", "script", True, "cancelled", None),  # nobody knows how to go on from it
+        ("throughput_falling", "recipe", True, "cancelled", None),
+        ("utilisation_low", "script", False, "cancelled", None),
+        ("imbalance", "script", False, "cancelled", None),
+        ("thermal", "recipe", True, "cancelled", None),
+        ("log", "script", False, "cancelled", None),
+        (None, "script", False, "cancelled", None),  # a person
+    ],
+)
+def test_what_a_rule_makes_of_the_run_it_ends(
+    rule: str | None, kind: str, checkpoint: bool, state: str, failure: str | None
+) -> None:
+    asked = {"reason": f"{rule}: 40 steps missing", "by": f"alerts.{rule} in lab.toml", "alert": rule}
+    stop = stop_asked_for(asked, EARLIER)
+    record = decide(End(signal="SIGTERM", ended_at=LATER), stop, Evidence(kind, checkpoint=checkpoint))
+    assert (record["state"], record["class"]) == (state, failure)
+    assert record["reason"] == f"{rule}: 40 steps missing (by alerts.{rule} in lab.toml)"
+    assert record.get("alert") == rule
+    by_itself = decide(End(3, ended_at=EARLIER), stop_asked_for(asked, LATER), Evidence(kind))
+    assert by_itself["class"] == "exit" and "alert" not in by_itself
+
+
+def test_only_rules_there_are_end_runs() -> None:
+    assert set(ENDED_BY_RULE) < set(AlertSettings.model_fields)
 
 
 def test_a_reason_quotes_the_log_without_secrets_and_control_characters() -> None:

@@ -145,5 +145,7 @@ async def test_a_rule_set_to_stop_ends_a_real_run_with_its_reason(opened: Lab) -
             await anyio.sleep(0.05)
     first = await ask(opened, "wait_for_run", run_id=run, timeout_s=60)  # tells of the alert
     answer = first if first["ended"] else await ask(opened, "wait_for_run", run_id=run, timeout_s=60)
-    assert answer["state"] == "cancelled" and "nan: loss is nan at step 4" in answer["reason"]
+    assert (answer["state"], answer["failure_class"]) == ("failed", "nan")
+    assert answer["reason"].startswith("nan: loss is nan at step 4") and "alerts.nan in lab.toml" in answer["reason"]
+    assert answer["alert_classes"] == ["nan"], "its end raises no further one"
     assert [alert["class"] for alert in answer["alerts"]] == ["nan"]

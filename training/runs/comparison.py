@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.runs.place import read
 from training.runs.progress import shown
-from training.runs.supervisor import read
 
 RESULTS = ("val_bpb", "train_loss", "steps", "tokens", "tokens_per_s", "training_seconds", "peak_memory_bytes", "mfu")
 ASKED = ("name", "kind", "command", "source", "versions", "devices", "time_limit_s")

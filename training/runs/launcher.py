@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -11,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.runs import tree
+from training.runs import place, tree
 from training.runs.leases import Lease
-from training.runs.supervisor import AlreadySupervised, read, take_lock
+from training.runs.place import AlreadySupervised, read, take_lock
 from workspace import clock, durable
 from workspace.interpreter import python_command, service_environment
 from workspace.process import ProcessIdentity, is_alive
@@ -41,8 +42,11 @@ class Launcher(Protocol):
 
     def poll(self, folder: Path) -> Observation: ...
 
-    def cancel(self, folder: Path, reason: str, by: str) -> None:
-        """Ask the run to end; one that has not started never will. Raises OSError."""
+    def cancel(self, folder: Path, reason: str, by: str, rule: str | None = None) -> None:
+        """Ask the run to end, for a `rule` of [alerts] when there is one; a run that has not started never will.
+
+        Raises OSError.
+        """
 
     def adopt(self, folder: Path) -> bool:
         """Give a started run without a supervisor a new one. Whether it was given one. Raises OSError."""
@@ -70,7 +74,7 @@ class LocalLauncher:
         return True
 
     def poll(self, folder: Path) -> Observation:
-        if not folder.is_dir():
+        if not place.is_there(folder):
             return Observation(present=False)
         final = read(folder / "exit.json")
         heartbeat = {} if final else read(folder / "heartbeat.json")
@@ -80,12 +84,17 @@ class LocalLauncher:
         started = (folder / "job.json").exists()
         return Observation(True, final or None, supervised, started, heartbeat)
 
-    def cancel(self, folder: Path, reason: str, by: str) -> None:
+    def cancel(self, folder: Path, reason: str, by: str, rule: str | None = None) -> None:
+        if not place.is_there(folder):
+            if not _ask_supervisor_of(folder):
+                raise FileNotFoundError(errno.ENOENT, "its folder is not there, nor a supervisor that could be asked")
+            return
         final = {"state": "cancelled", "class": None, "reason": f"{reason} (by {by})"}
         if self.close_run(folder, final) or (folder / "exit.json").exists():
             return
         try:
-            durable.write_json(folder / "stop.json", {"at": clock.now(), "reason": reason, "by": by})
+            asked = {"at": clock.now(), "reason": reason, "by": by} | ({"alert": rule} if rule else {})
+            durable.write_json(folder / "stop.json", asked)
         except OSError:  # full disk: the supervisor also understands a signal
             supervisor = _live(read(folder / "heartbeat.json").get("supervisor"))
             if supervisor is None:
@@ -94,8 +103,11 @@ class LocalLauncher:
 
     def adopt(self, folder: Path) -> bool:
         with _supervisor_lock(folder) as lock:
-            if lock is None or (folder / "exit.json").exists():
+            final = folder / "exit.json"
+            if lock is None or (final.exists() and not _is_damaged(final)):
                 return False
+            if final.exists():  # what it said is found out again
+                final.rename(folder / "exit.json.damaged")
             self._start(folder, lock, [], "--adopt")
         return True
 
@@ -145,6 +157,24 @@ def _supervisor_lock(folder: Path) -> Iterator[int | None]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _ask_supervisor_of(folder: Path) -> bool:
+    """TERM to the supervisor that names this folder in its command; False when there is none to be seen."""
+    for process in tree.processes():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+            if b"training.runs.supervisor" in words and os.fsencode(folder) in words:
+                return tree.send(process, signal.SIGTERM)
+    return False
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file that only a durable writer writes does not hold what it wrote. Raises OSError."""
+    try:
+        return not isinstance(durable.read_json(file), dict)
+    except ValueError:
+        return True
 
 
 def _is_locked(folder: Path) -> bool:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import getpass
+import hashlib
 import json
 import os
 import re
@@ -23,12 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workspace import clock
+from training.runs.place import FOLDER_VARIABLE, lease_folder
+from training.runs.waking import NOTE
+from workspace import clock, durable
 from workspace.errors import Unavailable
 
-FOLDER_VARIABLE = "LAB_LEASE_DIR"
-# not the user's TMPDIR: every user of the machine must come to the same folder
-DEFAULT_FOLDER = Path("/tmp/lab-mcp-leases")
 HOLDER_BYTES = 4096
 PROBE_TRIES = 3  # somebody else's `holders()` holds a lock for some microseconds
 PROBE_PAUSE_S = 0.002
@@ -62,7 +62,7 @@ class Leases:
     """The leases of this machine."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or Path(os.environ.get(FOLDER_VARIABLE) or DEFAULT_FOLDER)
+        self.folder = folder or lease_folder()
 
     def acquire(self, resource: str, *, run: str, workspace: Path) -> Lease | None:
         """The lease, or None when somebody holds it. Raises `Unavailable` when the folder cannot be used."""
@@ -171,6 +171,26 @@ class Leases:
         except FileExistsError:
             return
         self.folder.chmod(0o1777)
+
+
+class Note:
+    """What this workspace leaves for the runs of others: how its service is started, and whether there is one."""
+
+    def __init__(self, folder: Path, workspace: Path, command: Sequence[str], service_lock: Path) -> None:
+        name = hashlib.sha256(f"{os.getuid()} {workspace}".encode()).hexdigest()[:16]
+        self.path = folder / f"{name}{NOTE}"
+        self.content = {"workspace": str(workspace), "command": list(command), "service_lock": str(service_lock)}
+        self._there: bool | None = None
+
+    def leave(self, *, waits: bool) -> None:
+        """Have the note there, or not. Raises OSError."""
+        if waits is self._there or not self.content["command"]:
+            return
+        if waits:
+            durable.write_json(self.path, self.content)
+        else:
+            self.path.unlink(missing_ok=True)
+        self._there = waits
 
 
 def release(leases: Iterable[Lease]) -> None:

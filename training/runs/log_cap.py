@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.runs.alerts.alert import SUGGESTIONS
+from training.runs.alerts.alert import SUGGESTIONS, append_once
 from workspace import clock, durable
 
 KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02
@@ -53,27 +53,28 @@ class LogCap:
                 f"the log is larger than {self.cap_bytes / 1e9:g} GB, and this file system cannot drop its beginning "
                 f"({error.strerror}); it goes on growing"
             )
-            self._tell(self.policy, text)
+            self._tell(self.policy, text, state)
         else:
             kept = f"{self.cap_bytes * KEPT / 1e9:g} GB"
             text = f"the log grew beyond {self.cap_bytes / 1e9:g} GB: its beginning was dropped, {kept} at least stay"
-            self._tell("off" if self.policy == "off" else "note", text)
+            self._tell("off" if self.policy == "off" else "note", text, state)
 
-    def _tell(self, severity: str, text: str) -> None:
+    def _tell(self, severity: str, text: str, state: os.stat_result) -> None:
         """Once for each text, whichever supervisor of the run comes to it; `stop` asks for the run's end, too."""
         if severity == "off":
             return
-        alerts = self.folder / "alerts.jsonl"
-        numbers = {"cap_bytes": self.cap_bytes}
+        length, held = state.st_size, state.st_blocks * 512
         record: dict[str, Any] = {"time": clock.now(), "class": ALERT_CLASS, "severity": severity, "text": text}
+        record["numbers"] = {"cap_bytes": self.cap_bytes, "length_bytes": length, "on_disk_bytes": held}
+        record["evidence"] = [f"train.log: {length:,} bytes long, {held:,} of them on the disk"]
+        record["suggestion"] = SUGGESTIONS[ALERT_CLASS]
         try:
-            if all(isinstance(a, dict) and a.get("text") != text for a in durable.read_jsonl(alerts)):
-                durable.append_jsonl(alerts, record | {"numbers": numbers, "suggestion": SUGGESTIONS[ALERT_CLASS]})
+            append_once(self.folder, record, ("class", "text"))
             stop = self.folder / "stop.json"
             if severity == "stop" and not stop.exists():
-                reason = f"{ALERT_CLASS}: {text}"
-                durable.write_json(stop, {"at": clock.now(), "reason": reason, "by": "alerts.log in lab.toml"})
-        except (OSError, ValueError) as error:
+                request = {"at": clock.now(), "reason": f"{ALERT_CLASS}: {text}", "by": "alerts.log in lab.toml"}
+                durable.write_json(stop, request | {"alert": ALERT_CLASS})
+        except OSError as error:
             print(f"{clock.now()} {text} (not written down: {error})", file=sys.stderr, flush=True)
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from training.runs import progress, store, waiting
-from training.runs.alerts.ending import record_end
+from training.runs import place, progress, store, waiting
 from training.runs.comparison import differences
-from training.runs.launcher import Launcher, LocalLauncher, Observation
+from training.runs.follower import Follower
+from training.runs.launcher import Launcher, LocalLauncher
 from training.runs.leases import Leases
 from training.runs.levels import Level
+from training.runs.place import read
 from training.runs.placement import Device, Devices
 from training.runs.prepare import Prepared, prepare
 from training.runs.records import ENDED, LIVE, RunRecord, RunRequest
@@ -29,7 +30,6 @@ from training.runs.recovery import import_folders
 from training.runs.retention import Retention
 from training.runs.scheduler import Scheduler
 from training.runs.store import Store
-from training.runs.supervisor import read
 from training.runs.tail import LogPage, tail
 from workspace import clock
 from workspace.database import Database
@@ -40,8 +40,6 @@ from workspace.layout import Workspace
 from workspace.outbox import Outbox
 from workspace.settings import Settings
 
-LAUNCH_ATTEMPTS = 3  # of a supervisor that ends before it has started the job
-ADOPT_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
 START_LOCKS = 64
 WAIT_POLL_S = 0.3
 MAX_LIST = 1000
@@ -79,11 +77,13 @@ class Runs:
         self.retention = Retention(workspace, database)
         self.ids = Ids(database, "run", workspace.runs_dir)
         self.leases = leases or Leases()
-        self.scheduler = Scheduler(workspace, settings, database, self.store, self.launcher, self.leases, self.devices)
+        self.scheduler = Scheduler(
+            workspace, settings, database, self.store, self.launcher, self.leases, self.devices, on_end
+        )
+        self.follower = Follower(workspace, settings, database, outbox, self.store, self.launcher, self.leases)
         self._tick = threading.Lock()
         self._starting = [threading.Lock() for _ in range(START_LOCKS)]  # by a hash of the key
-        self._adoptions: dict[str, tuple[int, float]] = {}  # run -> how often, monotonic seconds of the next
-        self._complaints: dict[str, str] = {}
+        self.follower.missing_runs()
         import_folders(workspace, database, self.store)
 
     # -- starting and stopping -----------------------------------------------------------------------------------------
@@ -97,6 +97,11 @@ class Runs:
         with self._starting[hash(key) % START_LOCKS] if key else contextlib.nullcontext():
             existing = self.store.by_key(key) if key else None
             if existing is None:
+                if missing := self.follower.missing_runs():
+                    raise Unavailable(
+                        f"the folder of {', '.join(missing[:4])} is not there, nor a sign that runs/ is what it was",
+                        fix="mount or move back what runs/ is to be; or stop_run those runs, if they are gone for good",
+                    )
                 prepared = prepare(request, self.workspace, self.settings, self.devices())
                 prepared.run |= {"wake_service": bool(self.on_end and request.experiment), "on_end": self.on_end}
                 existing = self._insert(prepared, key)
@@ -134,22 +139,26 @@ class Runs:
                 ) from error
             raise
 
-    def stop(self, run_id: str, reason: str = "", by: str = "user") -> RunRecord:
+    def stop(self, run_id: str, reason: str = "", by: str = "user", rule: str | None = None) -> RunRecord:
         """Ask a run to end: TERM, the grace time, KILL of its whole tree. A queued one ends at once.
 
-        Raises `NotFound` or, when the request cannot be written, `Unavailable`.
+        `rule`: of [alerts], when it is one that ends the run. Raises `NotFound` or, when the request cannot be
+        written, `Unavailable`.
         """
         row = self._row(run_id)
         if row["ended_at"] is None:
-            folder = self.workspace.run_dir(run_id)
-            if folder.is_dir():
-                try:
-                    self.launcher.cancel(folder, reason.strip()[:300] or "stopped", by)
-                except OSError as error:
-                    raise Unavailable(f"the stop request could not be written: {error.strerror}") from error
-                with self.database.transaction() as tx:
-                    self.store.change(tx, run_id, ["starting", "running"], state="stopping")
-            self._follow(self._row(run_id))
+            folder, reason = self.workspace.run_dir(run_id), reason.strip()[:300] or "stopped"
+            try:
+                if not place.is_there(folder) and not self.follower.holds_a_lease(run_id):
+                    reason = f"{reason} (by {by}); its folder is not there, so how it ended is not known"
+                    self.follower.record_end(run_id, {"state": "lost", "reason": reason}, started=False)
+                    return self.get(run_id)
+                self.launcher.cancel(folder, reason, by, rule)
+            except OSError as error:
+                raise Unavailable(f"the stop request could not be written: {error.strerror}") from error
+            with self.database.transaction() as tx:
+                self.store.change(tx, run_id, ["starting", "running"], state="stopping")
+            self.follower.follow(self._row(run_id))
         return self.get(run_id)
 
     # -- looking -------------------------------------------------------------------------------------------------------
@@ -263,7 +272,7 @@ class Runs:
     def _look(self, run_id: str) -> RunRecord:
         row = self._row(run_id)
         if row["ended_at"] is None:
-            self._follow(row)
+            self.follower.follow(row)
         return self.get(run_id)
 
     def _row(self, run_id: str) -> sqlite3.Row:
@@ -283,6 +292,8 @@ class Runs:
             found = progress.progress(self.workspace.run_dir(row["id"]), store.value(row["budget"]), elapsed)
             update: dict[str, Any] = {"elapsed_s": None if elapsed is None else round(elapsed, 1)}
             update |= queue.get(row["id"], {})
+            if trouble := self.follower.trouble.get(row["id"]):
+                update["reason"] = trouble
             yield store.record(row, found).model_copy(update=update)
 
     def holders(self, uuids: Sequence[str]) -> dict[str, str]:
@@ -302,83 +313,11 @@ class Runs:
             for row in self.store.live():
                 folder = self.workspace.run_dir(row["id"])
                 if row["state"] != "queued" or row["attempts"] or (folder / "exit.json").exists():
-                    self._follow(row)
+                    self.follower.follow(row)
             self.scheduler.run()
             self.launcher.reap()
         finally:
             self._tick.release()
-
-    def _follow(self, row: sqlite3.Row) -> None:
-        """One run: what does its folder say? Trouble with one run must not hold up the others."""
-        try:
-            self._step(row, self.launcher.poll(self.workspace.run_dir(row["id"])))
-        except (OSError, LabError) as error:
-            if self._complaints.get(row["id"]) != str(error):
-                self._complaints[row["id"]] = str(error)
-                log.warning("%s: %s", row["id"], error)
-
-    def _step(self, row: sqlite3.Row, seen: Observation) -> None:
-        run_id = row["id"]
-        if row["state"] == "queued" and (seen.started or seen.supervised):  # an attempt thought failed went on
-            with self.database.transaction() as tx:
-                self.store.change(tx, run_id, ["queued"], state="starting")
-        if seen.exit:
-            self._record_end(run_id, seen.exit, started=seen.started)
-        elif not seen.present:
-            gone = {"state": "lost", "reason": "its run folder was deleted", "started_at": row["started_at"]}
-            self._record_end(run_id, gone, started=False)
-        elif seen.supervised:
-            if seen.started:
-                self._record_running(row, seen)
-        elif seen.started:
-            self._adopt(run_id)
-        elif row["state"] != "queued":
-            self._launch_again(row)
-
-    def _record_running(self, row: sqlite3.Row, seen: Observation) -> None:
-        stopping = seen.heartbeat.get("state") == "stopping" or row["state"] == "stopping"
-        state = "stopping" if stopping else "running"
-        if row["state"] == state and row["announced"]:
-            return
-        started_at = seen.heartbeat.get("started_at") or row["started_at"] or clock.now()
-        with self.database.transaction() as tx:
-            self.store.change(tx, row["id"], ["starting", "running", "stopping"], state=state, started_at=started_at)
-            self._announce(tx, row["id"])
-
-    def _announce(self, tx: sqlite3.Connection, run_id: str) -> None:
-        if self.store.announce(tx, run_id):
-            self.outbox.post(tx, "run.started", {"run": run_id})
-
-    def _record_end(self, run_id: str, final: Any, *, started: bool) -> None:
-        folder = self.workspace.run_dir(run_id)
-        record_end(folder, final, self.settings.alerts.model_dump())
-        summary = read(folder / "summary.json") or None
-        with self.database.transaction() as tx:
-            if started:
-                self._announce(tx, run_id)
-            if self.store.end(tx, run_id, final, summary):
-                self.outbox.post(tx, "run.ended", {"run": run_id})
-        self._adoptions.pop(run_id, None)
-
-    def _adopt(self, run_id: str) -> None:
-        """A new supervisor for a started run without one; ever more slowly when they keep ending."""
-        count, not_before = self._adoptions.get(run_id, (0, 0.0))
-        if time.monotonic() < not_before:
-            return
-        if self.launcher.adopt(self.workspace.run_dir(run_id)):
-            pause = ADOPT_PAUSES_S[min(count + 1, len(ADOPT_PAUSES_S) - 1)]
-            self._adoptions[run_id] = (count + 1, time.monotonic() + pause)
-            log.warning("%s had lost its supervisor; a new one watches it", run_id)
-
-    def _launch_again(self, row: sqlite3.Row) -> None:
-        """Claimed, but its supervisor never started the job: back into the queue, or given up."""
-        if row["attempts"] < LAUNCH_ATTEMPTS:
-            with self.database.transaction() as tx:
-                self.store.change(tx, row["id"], ["starting", "stopping", "running"], state="queued")
-            return
-        reason = f"its supervisor did not start, {row['attempts']} times; supervisor.log in its folder says why"
-        final = {"state": "failed", "class": "exit", "reason": reason}
-        self.launcher.close_run(self.workspace.run_dir(row["id"]), final)
 
 
 def machine_devices(settings: Settings) -> Sequence[Device]:

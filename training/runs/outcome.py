@@ -38,6 +38,17 @@ EXCEPTION_CLASSES = {
     "ModuleNotFoundError": "import",
     "FileNotFoundError": "data",
 }
+# how a run ends that a rule of [alerts] set to `stop` ends: what a run did wrong is a failure; the disk is not its
+# fault, it can go on from its checkpoint; any other rule ends a run that could have gone on: cancelled
+ENDED_BY_RULE: dict[str, tuple[str, str | None]] = {
+    "nan": ("failed", "nan"),
+    "stalled": ("failed", "stalled"),
+    "loss_flat": ("failed", "stalled"),
+    "loss_rising": ("failed", "stalled"),
+    "overfitting": ("failed", "stalled"),
+    "memory_growing": ("failed", "oom"),
+    "disk_filling": ("preempted", None),
+}
 LOG_END_BYTES = 4096
 CLOCK_SLACK_S = 2.0  # file systems may round times
 LINES_AFTER_EXCEPTION = 10  # what exit handlers (wandb, torch's process groups) may still print
@@ -47,11 +58,23 @@ EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?:: (.*))?$")
 
 @dataclass(frozen=True)
 class Stop:
-    """The lab itself ended the run: `state` is cancelled, timed_out or (asked to end by the system) preempted."""
+    """The lab itself ended the run: `state` is cancelled, timed_out, preempted (asked to end by the system), or failed
+    with a class, where a rule found what is wrong with it.
+    """
 
     state: str
     reason: str
     at: str  # when it was begun
+    failure: str | None = None
+    rule: str | None = None  # of [alerts]
+
+
+def stop_asked_for(request: Mapping[str, Any], at: str) -> Stop:
+    """What a stop.json asks for."""
+    by = f" (by {request['by']})" if request.get("by") else ""
+    rule = str(request["alert"]) if request.get("alert") else None
+    state, failure = ENDED_BY_RULE.get(rule or "", ("cancelled", None))
+    return Stop(state, f"{request.get('reason') or 'stopped'}{by}", at, failure, rule)
 
 
 @dataclass(frozen=True)
@@ -81,23 +104,25 @@ class Evidence:
 
 
 def decide(end: End, stop: Stop | None, seen: Evidence) -> dict[str, Any]:
-    """The fields `state`, `class`, `exit_code`, `signal`, `reason` of the final record."""
+    """The fields `state`, `class`, `exit_code`, `signal`, `reason` of the final record, and the rule that ended it."""
+    if stop is not None and (end.ended_at or stop.at) < stop.at:
+        stop = None  # it had ended by itself
     state, failure, reason = _verdict(end, stop, seen)
     if reason:  # it may quote the log
         reason = mask(clean(reason))
-    return {"state": state, "class": failure, "exit_code": end.exit_code, "signal": end.signal, "reason": reason}
+    by_rule = {"alert": stop.rule} if stop and stop.rule and state != "succeeded" else {}
+    record = {"state": state, "class": failure, "exit_code": end.exit_code, "signal": end.signal, "reason": reason}
+    return record | by_rule
 
 
 def _verdict(end: End, stop: Stop | None, seen: Evidence) -> tuple[str, str | None, str | None]:
     trainer = seen.kind == "recipe"
-    if stop is not None and (end.ended_at or stop.at) < stop.at:
-        stop = None  # it had ended by itself
     if stop is not None:
         if trainer and end.exit_code == 0 and _said(seen) == "succeeded":
             return "succeeded", None, f"it was complete before it could be ended: {stop.reason}"
         if stop.state == "preempted" and not (trainer and (end.exit_code == PREEMPTED or seen.checkpoint)):
             return "cancelled", None, stop.reason
-        return stop.state, None, stop.reason
+        return stop.state, stop.failure, stop.reason
     if not end.known:
         return _unknown(seen)
     if end.error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 END_BYTES = 64 * 1024
+ALERT_BYTES = 1024 * 1024  # more than a run's alerts can be
 CURVE_BYTES = 16 * 1024 * 1024  # of metrics.jsonl read for a curve, at most: its end
 SHOWN = ("step", "loss", "val_bpb", "tokens_per_s", "lr", "mfu", "memory_bytes")
 CURVE_FIELDS = ("step", "elapsed_s", "loss", "val_bpb", "lr", "grad_norm", "tokens_per_s")
@@ -65,7 +66,7 @@ def curve(folder: Path, points: int) -> list[dict[str, Any]]:
 def alerts(folder: Path, limit: int = 100) -> list[dict[str, Any]]:
     """The newest alerts, oldest first."""
     newest = []
-    for record in _from_end(folder / "alerts.jsonl"):
+    for record in _from_end(folder / "alerts.jsonl", ALERT_BYTES):
         newest.append(record)
         if len(newest) == limit:
             break
@@ -98,9 +99,9 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
-def _from_end(path: Path) -> Iterator[dict[str, Any]]:
-    """The records within the file's last END_BYTES, newest first; torn and foreign lines are skipped."""
-    yield from reversed(list(_parse(path, END_BYTES)))
+def _from_end(path: Path, limit: int = END_BYTES) -> Iterator[dict[str, Any]]:
+    """The records within the file's last `limit` bytes, newest first; torn and foreign lines are skipped."""
+    yield from reversed(list(_parse(path, limit)))
 
 
 def _forward(path: Path) -> Iterator[dict[str, Any]]:

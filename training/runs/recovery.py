@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 
+from training.runs.place import read
 from training.runs.store import Store
-from training.runs.supervisor import read
 from workspace.database import Database
 from workspace.ids import number
 from workspace.layout import Workspace

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from training.promote import promoted
+from training.runs.place import read
 from training.runs.store import value
-from training.runs.supervisor import read
 from workspace import clock, durable
 from workspace.database import Database
 from workspace.errors import Refused, unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,14 @@ from typing import Any
 from training.hardware.cpu import usable_cores
 from training.runs import leases as leasing
 from training.runs import placement
+from training.runs.alerts.machine import DISK_LEAST_BYTES, GIB
 from training.runs.launcher import Launcher
-from training.runs.leases import Holder, Lease, Leases
+from training.runs.leases import Holder, Lease, Leases, Note
+from training.runs.place import read
 from training.runs.placement import Device, Devices, Need
 from training.runs.store import Store
-from training.runs.supervisor import read
 from workspace.database import Database
-from workspace.errors import LabError
+from workspace.errors import LabError, Unavailable
 from workspace.layout import Workspace
 from workspace.settings import Settings
 
@@ -50,6 +52,7 @@ class Scheduler:
         launcher: Launcher,
         leases: Leases,
         devices: Devices,
+        wake: Sequence[str] = (),
     ) -> None:
         self.workspace = workspace
         self.settings = settings
@@ -60,10 +63,20 @@ class Scheduler:
         self.devices = devices
         self.cpu_slots = max(1, min(settings.runs.max_concurrent or 1, int(usable_cores())))
         self._retry_at: dict[str, float] = {}  # run -> monotonic seconds
+        self._note = Note(self.leases.folder, workspace.root, wake, workspace.locks_dir / "service.lock")
+        self._waits_for_others = False
 
     def run(self) -> int:
         """Start what can be started now; returns how many."""
-        live = self.store.live()
+        self._waits_for_others = False
+        started = self._start_queued(self.store.live())
+        try:
+            self._note.leave(waits=self._waits_for_others)
+        except OSError as error:  # without it, the next client brings a dead service back
+            log.warning("no note could be left for other workspaces' runs: %s", error.strerror)
+        return started
+
+    def _start_queued(self, live: Sequence[sqlite3.Row]) -> int:
         queued = [row for row in live if row["state"] == "queued"]
         if not queued:
             return 0
@@ -72,6 +85,7 @@ class Scheduler:
         started = 0
         reserved: set[str] = set()
         try:
+            self._check_space()
             devices = self._devices(queued)
         except LabError as error:
             waiting = {row["id"]: Waiting(error.problem) for row in queued}
@@ -94,6 +108,20 @@ class Scheduler:
 
     def _devices(self, queued: Sequence[sqlite3.Row]) -> Sequence[Device]:
         return self.devices() if any(json.loads(row["need"])["count"] for row in queued) else []
+
+    def _check_space(self) -> None:
+        """Raises `Unavailable` while the disk is so full that a run was, or would be, stopped for it."""
+        if self.settings.alerts.disk_filling != "stop":
+            return
+        try:
+            free = shutil.disk_usage(self.workspace.runs_dir).free
+        except OSError:  # it is away: a run whose run.json cannot be read waits for that
+            return
+        if free < DISK_LEAST_BYTES:
+            raise Unavailable(
+                f"space: {free / GIB:.2f} GiB are free on the disk of the runs, and alerts.disk_filling is stop"
+                f" (`lab-mcp clean` frees some; {DISK_LEAST_BYTES / GIB:g} GiB are enough)"
+            )
 
     def _full(self, active: Sequence[sqlite3.Row]) -> Waiting | None:
         limit = self.settings.runs.max_concurrent
@@ -201,6 +229,7 @@ class Scheduler:
             device = ids.get(name, name)
             told.append(f"{device} is held by {self.holder(holder)}" + self._room_beside(without.pop(device, "")))
             ours = holder.workspace == str(self.workspace.root)
+            self._waits_for_others |= not ours
             blockers.append(holder.run if ours else self.holder(holder))
         told += without.values()
         blockers += [f"what else uses {device}" for device in without]

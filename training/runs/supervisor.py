@@ -11,7 +11,6 @@ Standard library and standard-library-only modules of ours.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -23,12 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.runs import cgroup, outcome, tree
+from training.runs import cgroup, outcome, place, tree
 from training.runs.environment import job_environment
 from training.runs.log_cap import LogCap
 from training.runs.outcome import End, Evidence, Stop
+from training.runs.place import AlreadySupervised, lease_folder, read, take_lock
 from training.runs.shim import ALREADY_STARTED
-from training.runs.waking import wake
+from training.runs.waking import wake, wake_others
 from workspace import clock, durable
 from workspace.process import TAG_VARIABLE, ProcessIdentity, identify, is_alive, this_process
 
@@ -37,39 +37,16 @@ POLL_S = 0.25  # how often stop.json is looked for, and an adopted job that is n
 SHIM_WRITES_S = 3.0  # for the shim to write how the job ended, before it is killed too
 KILL_AGAIN_S = 5.0
 LEFTOVER_GRACE_S = 2.0
-WRITE_PAUSES_S = (0.2, 1.0, 5.0)  # then the last one again and again
-WRITE_LIMIT_S = 3600.0
+WRITE_PAUSES_S = (0.2, 1.0, 5.0, 30.0)  # then the last one again and again
+WRITE_LIMIT_S = 7 * 24 * 3600.0  # a full or missing disk over a holiday: nobody else may know how the job ended
 SHIM = Path(__file__).with_name("shim.py")
 
 
-class AlreadySupervised(Exception):
-    """Another supervisor holds this run."""
-
-
-def take_lock(folder: Path) -> int:
-    """A descriptor holding the exclusive lock of this run's supervisor. Raises AlreadySupervised."""
-    descriptor = os.open(folder / ".supervisor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise AlreadySupervised(folder.name) from error
-    return descriptor
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object, {} when it is absent or not whole."""
-    try:
-        value = durable.read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 class Supervisor:
-    def __init__(self, folder: Path, leases: list[int]) -> None:
+    def __init__(self, folder: Path, leases: list[int], lock: int) -> None:
         self.folder = folder
         self.leases = leases
+        self.lock = lock  # an open file in the folder
         self.run = read(folder / "run.json")
         self.tag = str(self.run.get("environment", {}).get(TAG_VARIABLE, ""))
         self.group: Path | None = None
@@ -197,10 +174,15 @@ class Supervisor:
         if self.job and self.job.pid in self.statuses:  # the shim was killed; the job was then ours to reap
             code = os.waitstatus_to_exitcode(self.statuses[self.job.pid])
             return End(code) if code >= 0 else End(signal=signal.Signals(-code).name)
-        code_of_shim = self._shim_code()
-        if code_of_shim is None or not (self.folder / "job.json").exists():
-            return End()
-        return End(code_of_shim)
+        of_shim = self._shim_code()
+        if (
+            of_shim is not None
+            and self.job is None
+            and self.folder.is_dir()
+            and not (self.folder / "job.json").exists()
+        ):
+            return End(127, error="the job could not be started; the end of its log says why")
+        return End(of_shim)
 
     def _members(self, *, spare_shim: bool = False) -> list[tree.Process]:
         """The run's live processes, the shim (if not spared) among them."""
@@ -214,9 +196,9 @@ class Supervisor:
 
     def look_for_stop(self) -> None:
         if self.stop is None:
-            reason = self._stop_reason()
-            if reason:
-                self._begin_stop(*reason)
+            self.stop = self._stop_due()
+            if self.stop:
+                self._begin_stop()
         else:
             if self.job and self.job not in self.told:  # it appeared after the stop was begun
                 self._tell([tree.Process(self.job.pid, self.job.started, 0)])
@@ -224,23 +206,29 @@ class Supervisor:
                 self.kill_tree()
                 self.kill_at = time.monotonic() + KILL_AGAIN_S
 
-    def _stop_reason(self) -> tuple[str, str] | None:
-        """The final state and reason of a stop that is due now."""
+    def _find_folder(self) -> None:
+        """The run's folder may have been moved, with its whole workspace."""
+        if not self.folder.is_dir() and (moved := place.moved_to(self.lock)) is not None:
+            print(f"{clock.now()} {self.folder} is now {moved}", file=sys.stderr, flush=True)
+            self.folder = moved
+            self.log_cap = LogCap(moved, self.log_cap.cap_bytes, self.log_cap.policy)
+
+    def _stop_due(self) -> Stop | None:
+        """The stop that is due now."""
+        self._find_folder()
         request = read(self.folder / "stop.json")
         if request:
-            by = f" (by {request['by']})" if request.get("by") else ""
-            return "cancelled", f"{request.get('reason') or 'stopped'}{by}"
+            return outcome.stop_asked_for(request, clock.now())
         if self.asked_by_signal:
-            return "preempted", f"the supervisor was asked to end ({self.asked_by_signal})"
-        if not self.folder.is_dir():
-            return "cancelled", "its run folder was deleted"
+            return Stop("preempted", f"the supervisor was asked to end ({self.asked_by_signal})", clock.now())
+        if place.is_gone(self.folder):
+            return Stop("cancelled", "its run folder was deleted", clock.now())
         limit = float(self.run.get("time_limit_s") or 0)
         if limit and self.elapsed() > limit:
-            return "timed_out", f"the time limit of {limit:g} s was reached"
+            return Stop("timed_out", f"the time limit of {limit:g} s was reached", clock.now())
         return None
 
-    def _begin_stop(self, state: str, reason: str) -> None:
-        self.stop = Stop(state, reason, clock.now())
+    def _begin_stop(self) -> None:
         self.heartbeat_due = 0.0
         self.kill_at = time.monotonic() + float(self.run.get("grace_s", 20.0))
         self._tell(self._members(spare_shim=True))
@@ -322,6 +310,7 @@ class Supervisor:
 
     def finish(self) -> dict[str, Any]:
         """The final record, written durably once nothing of the tree is left."""
+        self._find_folder()
         self._read_job()
         end = self.end()
         memory_kill = outcome.memory_kills() > self.memory_kills[0]
@@ -348,15 +337,17 @@ class Supervisor:
         return record
 
     def write_exit(self, record: dict[str, Any]) -> None:
-        """Durable; on a full disk tried for an hour (after that the next supervisor to adopt the run writes it)."""
+        """Durable; on a full or missing disk tried again and again, unless the folder was deleted."""
         deadline = time.monotonic() + WRITE_LIMIT_S
         for attempt in range(10**6):
             try:
                 durable.write_json(self.folder / "exit.json", record)
                 return
             except OSError as error:
-                print(f"{clock.now()} exit.json not written: {error}", file=sys.stderr, flush=True)
-                if time.monotonic() > deadline or not self.folder.is_dir():
+                if attempt < len(WRITE_PAUSES_S):
+                    print(f"{clock.now()} exit.json not written: {error}", file=sys.stderr, flush=True)
+                self._find_folder()
+                if time.monotonic() > deadline or place.is_gone(self.folder):
                     return
             time.sleep(WRITE_PAUSES_S[min(attempt, len(WRITE_PAUSES_S) - 1)])
 
@@ -380,7 +371,7 @@ def main(arguments: list[str]) -> int:
         return 3
     if (options.folder / "exit.json").exists():
         return 0
-    supervisor = Supervisor(options.folder, leases)
+    supervisor = Supervisor(options.folder, leases, lock)
     if options.adopt or (options.folder / "job.json").exists():
         supervisor.adopt()
     else:
@@ -389,9 +380,10 @@ def main(arguments: list[str]) -> int:
     record = supervisor.finish()
     for descriptor in leases:
         os.close(descriptor)
+    wake_others(lease_folder())
     supervisor.write_exit(record)
     os.close(lock)
-    wake(options.folder, supervisor.run)
+    wake(supervisor.folder, supervisor.run)
     return 0
 
 

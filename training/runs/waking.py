@@ -1,14 +1,27 @@
-"""At a run's end: bring the service back when an experiment or a queued run waits for it. Standard library only."""
+"""At a run's end: bring back the services that somebody's run waits for it with. Standard library only.
+
+Its own service comes back when the run belongs to an experiment or others are queued beside it. A workspace that waits
+for another one's run leaves a note in the machine's folder of leases; the supervisor of that run reads it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
+import stat
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.runs.place import FOLDER_VARIABLE
 from workspace import clock
+
+NOTE = ".waits"
+NOTE_BYTES = 16 * 1024
 
 
 def wake(folder: Path, run: Mapping[str, Any]) -> None:
@@ -20,6 +33,55 @@ def wake(folder: Path, run: Mapping[str, Any]) -> None:
         os.execvpe(command[0], command, os.environ)
     except OSError as error:
         print(f"{clock.now()} {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def wake_others(leases: Path) -> None:
+    """Start the services of other workspaces of this user that wait for a lease and have none."""
+    kept = {name: value for name, value in os.environ.items() if name == FOLDER_VARIABLE or name[:4] != "LAB_"}
+    for note in _notes(leases):
+        if _is_free(note["service_lock"]):
+            try:
+                subprocess.Popen(
+                    note["command"], cwd="/", env=kept, stdin=subprocess.DEVNULL, start_new_session=True
+                ).returncode = 0  # it is not waited for
+            except OSError as error:
+                print(f"{clock.now()} {note['workspace']}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _notes(leases: Path) -> Iterator[dict[str, Any]]:
+    """The notes this user wrote: anybody may write into the folder, and a note names a command."""
+    try:
+        paths = sorted(path for path in leases.iterdir() if path.name.endswith(NOTE))
+    except OSError:
+        return
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                state = os.fstat(descriptor)
+                ours = state.st_uid == os.getuid() and stat.S_ISREG(state.st_mode) and not state.st_mode & 0o022
+                note = json.loads(os.read(descriptor, NOTE_BYTES)) if ours else None
+            finally:
+                os.close(descriptor)
+            if note and Path(note["workspace"]).is_dir() and all(isinstance(word, str) for word in note["command"]):
+                yield note
+
+
+def _is_free(lock: str) -> bool:
+    """Whether nobody holds the lock of a service."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def queued_beside(folder: Path) -> bool:

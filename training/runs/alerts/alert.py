@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fcntl
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from training.runs.screen import clean
 from workspace import clock, durable
 from workspace.secrets import mask
 
-FILE = "alerts.jsonl"
+FILE, LOCK = "alerts.jsonl", ".alerts"
 MOST = 100  # of one run: no rule may fill a disk
 EVIDENCE_LINES = 8
 EVIDENCE_CHARACTERS = 300  # of a line
@@ -78,8 +79,19 @@ def write_once(folder: Path, alert: Alert, severity: str) -> bool:
     """
     if severity == "off" or not folder.is_dir():
         return False
-    known = read_alerts(folder, MOST)
-    if len(known) >= MOST or (alert.rule, alert.device) in {(a.get("class"), a.get("device")) for a in known}:
-        return False
-    durable.append_jsonl(folder / FILE, alert.as_json(severity), sync=True)
+    return append_once(folder, alert.as_json(severity), ("class", "device"))
+
+
+def append_once(folder: Path, record: Mapping[str, Any], same: Sequence[str]) -> bool:
+    """Append a record to the run's alerts unless one with `same` fields is there, whoever else is looking, too.
+
+    Supervisor, service and one that is just taking over may all find the same thing. Raises OSError.
+    """
+    with (folder / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = read_alerts(folder, MOST)
+        wanted = [record.get(name) for name in same]
+        if len(known) >= MOST or any([alert.get(name) for name in same] == wanted for alert in known):
+            return False
+        durable.append_jsonl(folder / FILE, record, sync=True)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -10,8 +11,8 @@ from typing import Any
 
 from training.runs import outcome
 from training.runs.alerts.alert import Alert, write_once
+from training.runs.place import read
 from training.runs.progress import progress
-from training.runs.supervisor import read
 
 CREDENTIAL_CLASSES = {
     "GatedRepoError", "LocalTokenNotFoundError", "AuthenticationError", "NoCredentialsError", "RefreshError",
@@ -36,7 +37,11 @@ log = logging.getLogger(__name__)
 
 
 def end_alert(folder: Path, final: Mapping[str, Any]) -> Alert | None:
-    """What the end of the run in `folder` calls for; `final` is its exit.json. None for an end that explains itself."""
+    """What the end of the run in `folder` calls for; `final` is its exit.json. None for an end that explains itself,
+    or that an alert brought about.
+    """
+    if final.get("alert"):
+        return None
     if final.get("state") != "failed":
         return _compile_fell_back(folder)
     log_file = folder / "train.log"
@@ -63,7 +68,9 @@ def _compile_fell_back(folder: Path) -> Alert | None:
     choice = read(folder / "summary.json").get("compile")
     if not isinstance(choice, dict) or not choice.get("fell_back"):
         return None
-    return Alert("compile_fell_back", f"torch.compile was not used: {choice.get('reason')}")
+    evidence = (f"summary.json: compile = {json.dumps(choice, ensure_ascii=False)}",)
+    text = f"torch.compile was not used: {choice.get('reason')}"
+    return Alert("compile_fell_back", text, {"used": choice.get("used")}, evidence)
 
 
 def record_end(folder: Path, final: Mapping[str, Any], policies: Mapping[str, str]) -> None:

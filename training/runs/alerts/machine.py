@@ -22,6 +22,8 @@ DISK_S = 600.0
 DISK_SHORTEST_S = 120.0
 DISK_SOON_S = 1800.0
 DISK_LEAST_BYTES = 2**30
+DISK_RELIEF_S = 120.0  # after a run was stopped for the disk, until another one is
+WRITTEN_LEAST_BYTES = 2**20  # a run that wrote less does not fill a disk
 GIB = 2**30
 # device uuid, seconds back -> mean utilisation and the part of the stretch that was sampled
 Utilisation = Callable[[str, float], tuple[float, float] | None]
@@ -74,16 +76,23 @@ class DeviceRules:
         return Alert("thermal", text, known, (f"the driver's reasons: {reasons}",), device=device.id)
 
 
+def _evidence(busy: dict[str, float], seconds: float) -> tuple[str, ...]:
+    """The readings an alert on utilisation rests on, a line for each device."""
+    return tuple(f"telemetry.db: {name} busy {value:.1f} %, mean of {seconds:.0f} s" for name, value in busy.items())
+
+
 def _imbalance(busy: dict[str, float]) -> Alert:
     most, least = max(busy, key=lambda name: busy[name]), min(busy, key=lambda name: busy[name])
     text = f"{most} is used by {busy[most]:.0f} %, {least} by {busy[least]:.0f} %, over {IMBALANCE_S:.0f} s"
-    return Alert("imbalance", text, {f"{name} percent": value for name, value in busy.items()})
+    numbers = {f"{name} percent": value for name, value in busy.items()}
+    return Alert("imbalance", text, numbers, _evidence(busy, IMBALANCE_S))
 
 
 def _low(busy: dict[str, float]) -> Alert:
     each = ", ".join(f"{name} {value:.0f} %" for name, value in busy.items())
     text = f"used by {fmean(busy.values()):.0f} % over {UTILISATION_S / 60:.0f} minutes ({each})"
-    return Alert("utilisation_low", text, {f"{name} percent": value for name, value in busy.items()})
+    numbers = {f"{name} percent": value for name, value in busy.items()}
+    return Alert("utilisation_low", text, numbers, _evidence(busy, UTILISATION_S))
 
 
 class DiskRule:
@@ -99,8 +108,9 @@ class DiskRule:
             self._seen.popleft()
         began, before = self._seen[0]
         numbers = {"free_bytes": free}
+        seen = tuple(f"{now - at:.0f} s ago {bytes_free / GIB:.2f} GiB were free" for at, bytes_free in self._seen)
         if free < DISK_LEAST_BYTES:
-            return Alert("disk_filling", f"only {free / GIB:.2f} GiB are free on the disk of the runs", numbers)
+            return Alert("disk_filling", f"only {free / GIB:.2f} GiB are free on the disk of the runs", numbers, seen)
         falling = all(later[1] <= earlier[1] for earlier, later in pairwise(self._seen))
         if now - began < DISK_SHORTEST_S or not falling or free >= before:
             return None
@@ -109,4 +119,26 @@ class DiskRule:
             return None
         text = f"{free / GIB:.1f} GiB are free, and at the rate of the last {(now - began) / 60:.0f} minutes full in "
         text += f"{free / rate / 60:.0f} minutes"
-        return Alert("disk_filling", text, numbers | {"bytes_per_s": int(rate), "full_in_s": int(free / rate)})
+        return Alert("disk_filling", text, numbers | {"bytes_per_s": int(rate), "full_in_s": int(free / rate)}, seen)
+
+
+class Written:
+    """How much each run's folder grew over the last ten minutes."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, dict[str, int]]] = deque()  # monotonic seconds, bytes by run
+
+    def add(self, now: float, sizes: dict[str, int]) -> None:
+        self._seen.append((now, sizes))
+        while self._seen[0][0] < now - DISK_S:
+            self._seen.popleft()
+
+    def most(self) -> tuple[str, int] | None:
+        """The live run that grew most, and by how much; None when none of them fills the disk."""
+        latest = self._seen[-1][1] if self._seen else {}
+        grown = {run: size - self._first(run) for run, size in latest.items()}
+        run = max(grown, key=lambda name: grown[name], default=None)
+        return None if run is None or grown[run] < WRITTEN_LEAST_BYTES else (run, grown[run])
+
+    def _first(self, run: str) -> int:
+        return next(sizes[run] for _, sizes in self._seen if run in sizes)

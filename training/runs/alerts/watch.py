@@ -12,16 +12,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from training.hardware.status import HardwareStatus
 from training.runs.alerts.alert import Alert, write_once
 from training.runs.alerts.curve import Curve
-from training.runs.alerts.machine import DeviceRules, DiskRule
+from training.runs.alerts.machine import DISK_RELIEF_S, DeviceRules, DiskRule, Written
 from training.runs.progress import alerts as read_alerts
 from training.runs.records import RunRecord
+from training.runs.retention import size_of
 from workspace import clock
 from workspace.errors import LabError
 from workspace.layout import Workspace
@@ -46,7 +47,7 @@ class RunsPort(Protocol):
     """`training.runs.manager.Runs`."""
 
     def watched(self) -> Sequence[RunRecord]: ...
-    def stop(self, run_id: str, reason: str = "", by: str = "user") -> RunRecord: ...
+    def stop(self, run_id: str, reason: str = "", by: str = "user", rule: str | None = None) -> RunRecord: ...
 
 
 @dataclass
@@ -81,8 +82,8 @@ class Watch:
         self._now = wall_clock
         self._seen_at = self._since = 0.0  # epoch s: of the last round, and since when there was no gap
         self._watched: dict[str, _Watched] = {}
-        self._disk = DiskRule()
-        self._round_at = self._devices_at = self._disk_at = 0.0  # monotonic seconds of the next
+        self._disk, self._written = DiskRule(), Written()
+        self._round_at = self._devices_at = self._disk_at = self._relief_at = 0.0  # monotonic seconds of the next
 
     def tick(self) -> None:
         """A round, at most every two seconds."""
@@ -101,14 +102,16 @@ class Watch:
         if not records:
             return
         status = self._status() if now >= self._devices_at else None
-        full = self._disk_alert(now) if now >= self._disk_at else None
         for record in records:
             watched = self._watched[record.id]
             found = list(self._metrics(watched))
             if status is not None:
                 found += self._devices(record, watched, status)
-            for alert in [*found, *([full] if full else [])]:
-                self._raise(record.id, watched, alert)
+            for alert in found:
+                self._raise(record.id, watched, alert, self.policies[alert.rule])
+        if now >= self._disk_at:
+            self._disk_at = now + DISK_S
+            self._disk_round(now)
 
     def _begin(self, record: RunRecord) -> _Watched:
         folder = self.workspace.run_dir(record.id)
@@ -161,29 +164,50 @@ class Watch:
             return None
         return points[0].utilization_percent, points[0].samples * self.sample_s / seconds
 
-    def _disk_alert(self, now: float) -> Alert | None:
-        self._disk_at = now + DISK_S
-        return self._disk.check(now, shutil.disk_usage(self.workspace.runs_dir).free)
+    def _disk_round(self, now: float) -> None:
+        """A disk that fills is told to every run; `stop` ends the one that fills it, and one more when that was not it.
+
+        It can go on from its checkpoint once there is space: until then the queue waits (`training.runs.scheduler`).
+        """
+        try:
+            alert = self._disk.check(now, shutil.disk_usage(self.workspace.runs_dir).free)
+        except OSError as error:  # runs/ is away
+            log.warning("the disk of the runs cannot be looked at: %s", error.strerror)
+            return
+        stopping = self.policies["disk_filling"] == "stop"
+        if stopping:
+            self._written.add(now, {run_id: size_of(watched.folder) for run_id, watched in self._watched.items()})
+        if alert is None:
+            return
+        most = self._written.most() if stopping and now >= self._relief_at else None
+        for run_id, watched in self._watched.items():
+            if most is not None and run_id == most[0]:
+                self._relief_at = now + DISK_RELIEF_S
+                text = f"{alert.text}; this run wrote most, {most[1] / 1e9:.2f} GB in the last minutes"
+                mine = replace(alert, text=text, numbers={**alert.numbers, "written_bytes": most[1]})
+                self._raise(run_id, watched, mine, "stop")
+                self._stop(run_id, mine.rule, mine.text)  # also when it was told before
+            else:
+                self._raise(run_id, watched, alert, "warn" if stopping else self.policies["disk_filling"])
 
     # -- what is done about it -----------------------------------------------------------------------------------------
 
-    def _raise(self, run_id: str, watched: _Watched, alert: Alert) -> None:
+    def _raise(self, run_id: str, watched: _Watched, alert: Alert, policy: str) -> None:
         key = (alert.rule, alert.device)
         if key in watched.raised:
             return
-        policy = self.policies[alert.rule]
         try:
             written = write_once(watched.folder, alert, policy)
         except OSError as error:  # tried again when the rule finds it again
             log.warning("%s: an alert could not be written: %s", run_id, error.strerror)
             return
         watched.raised.add(key)
-        if written and policy == "stop":
+        if written and policy == "stop" and alert.rule != "disk_filling":
             self._stop(run_id, alert.rule, alert.text)
 
     def _stop(self, run_id: str, rule: str, text: str) -> None:
         try:
-            self.runs.stop(run_id, f"{rule}: {text}", by=f"alerts.{rule} in lab.toml")
+            self.runs.stop(run_id, f"{rule}: {text}", by=f"alerts.{rule} in lab.toml", rule=rule)
         except LabError as error:
             log.warning("%s could not be stopped: %s", run_id, error)
 

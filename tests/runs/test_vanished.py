@@ -1,0 +1,112 @@
+"""A folder that is not there: deleted, moved or not mounted are three things, and `lost` is said of the first alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from runs_support import Bench, gone, kill, open_gate, start_gated
+
+from training.runs import place
+from training.runs.records import RunRequest
+from workspace import durable
+from workspace.errors import Unavailable
+from workspace.process import start_time
+
+
+def test_runs_that_are_away_are_neither_lost_nor_ended(bench: Bench, tmp_path: Path) -> None:
+    """As when the disk of runs/ is taken off under a live run, and a service starts anew meanwhile."""
+    run_id, pids = start_gated(bench)
+    runs_dir, aside = bench.workspace.runs_dir, tmp_path / "away"
+    runs_dir.rename(aside)
+    bench.runs.tick()
+    bench.workspace.create_folders()  # an empty mount point is there
+    again, request = bench.another(), bench_request(bench)
+    for runs in (bench.runs, again):
+        runs.tick()
+        record = runs.get(run_id)
+        assert record.state == "running" and "nothing is known of it" in (record.reason or "")
+        with pytest.raises(Unavailable, match="mount or move back"):
+            runs.start(request)
+    assert all(start_time(pid) for pid in pids.values()), "nobody ends the job for it"
+    shutil.rmtree(runs_dir)
+    aside.rename(runs_dir)
+    again.tick()
+    assert again.get(run_id).reason is None
+    open_gate(bench, run_id, 3)
+    record = bench.end(run_id)
+    assert (record.state, record.failure_class, record.exit_code) == ("failed", "exit", 3)
+    assert bench.runs.start(request).id == "run-0002"
+
+
+def bench_request(bench: Bench):
+
+    return RunRequest(kind="script", script=bench.write("print(1)"))
+
+
+def test_a_job_that_ends_while_runs_are_away_has_its_true_status(bench: Bench, tmp_path: Path) -> None:
+    text = "import sys, time\nprint('ready', flush=True)\ntime.sleep(1.5)\nsys.exit(7)\n"
+    run_id = bench.start(text)
+    bench.printed(run_id, "ready")
+    pids = bench.pids(run_id)
+    bench.workspace.runs_dir.rename(tmp_path / "away")
+    bench.workspace.create_folders()
+    bench.until(lambda: start_time(pids["job"]) is None)
+    shutil.rmtree(bench.workspace.runs_dir)
+    (tmp_path / "away").rename(bench.workspace.runs_dir)
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("failed", 7)
+
+
+def test_a_workspace_that_was_moved_takes_its_run_with_it(bench: Bench, make_bench: Callable[..., Bench]) -> None:
+    run_id, pids = start_gated(bench)
+    root = bench.workspace.root
+    moved = root.with_name("moved")
+    root.rename(moved)
+    folder = moved / "runs" / run_id
+    bench.until(lambda: str(folder) in (folder / "supervisor.log").read_text(), tick=False)
+    (folder / "stop.json").write_text('{"reason": "seen enough"}')
+    bench.until(lambda: (folder / "exit.json").exists(), tick=False)
+    assert durable.read_json(folder / "exit.json")["reason"] == "seen enough"
+    gone(bench, pids)
+    moved.rename(root)
+    assert bench.end(run_id).state == "cancelled"
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_runs_that_stay_away_end_when_somebody_says_so(bench: Bench, tmp_path: Path, alive: bool) -> None:
+    run_id, pids = start_gated(bench)
+    if not alive:
+        for name in ("supervisor", "shim", "job"):
+            kill(pids[name])
+    bench.workspace.runs_dir.rename(tmp_path / "away")
+    if alive:
+        assert bench.runs.stop(run_id, "gone for good").state == "stopping"
+        gone(bench, {"job": pids["job"]})
+        bench.until(lambda: not bench.runs.leases.holders())
+    record = bench.runs.stop(run_id, "gone for good")
+    assert record.state == "lost" and "gone for good (by user); its folder is not there" in (record.reason or "")
+    done = bench.start("print('next')")
+    assert bench.end(done).state == "succeeded"
+    assert place.is_whole(bench.workspace.runs_dir)
+
+
+def test_a_deleted_folder_is_told_from_runs_that_are_away(tmp_path: Path) -> None:
+    runs_dir = tmp_path / "runs"
+    (runs_dir / "run-0001").mkdir(parents=True)
+    assert not place.is_gone(runs_dir / "run-0001") and not place.is_gone(runs_dir / "run-0002")
+    place.mark(runs_dir)
+    assert not place.is_gone(runs_dir / "run-0001") and place.is_gone(runs_dir / "run-0002")
+    assert not place.is_gone(tmp_path / "elsewhere" / "run-0001")
+
+
+def test_a_damaged_record_of_the_end_is_made_again_from_what_the_shim_wrote(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    kill(pids["supervisor"])
+    open_gate(bench, run_id, 4)
+    bench.until(lambda: not start_time(pids["shim"]), tick=False)
+    (bench.folder(run_id) / "exit.json").write_bytes(b"\0" * 200)  # as some file systems leave it after a power loss
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("failed", 4)
