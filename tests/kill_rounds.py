@@ -131,6 +131,7 @@ class Batch:
         self.runs = runs
         self.kills: Counter[str] = Counter()
         self.trouble: list[str] = []
+        self.stops: list[threading.Thread] = []
 
     def ask(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """As a client does: again, with a service that came back, until there is an answer."""
@@ -202,7 +203,9 @@ class Batch:
         found = self._find(run)
         if "stop" in victims and run.id:
             run.stopped = True
-            threading.Thread(target=self.ask, args=("stop_run",), kwargs={"run_id": run.id}, daemon=True).start()
+            stop = threading.Thread(target=self.ask, args=("stop_run",), kwargs={"run_id": run.id}, daemon=True)
+            stop.start()
+            self.stops.append(stop)
         for victim in victims:
             for pid in found.get(victim, ()):
                 with contextlib.suppress(ProcessLookupError):
@@ -248,6 +251,8 @@ class Batch:
         while (left := self.ask("list_runs", state="live", limit=50)["runs"]) and time.monotonic() < deadline:
             time.sleep(0.2)
         self.trouble += [f"has not ended: {run['run_id']} {run['state']} {run.get('waiting_for')}" for run in left]
+        for stop in self.stops:  # one that is still asking would bring back the service that `close` ends
+            stop.join(PATIENCE_S)
 
     def judge(self) -> None:
         """Everything that may not be, into `trouble`."""
@@ -295,6 +300,8 @@ class Batch:
         while (left := processes_of(self.workspace.root)) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.trouble += [f"process left: {process}" for process in left]
+        if left:
+            self.trouble += self.workspace.service_log.read_text()[-3000:].splitlines()
         self.trouble += [f"lease left: {holder}" for holder in Leases().holders().values()]
 
 

@@ -72,6 +72,7 @@ class AlertSettings(Section):
     imbalance: Policy = Field("warn", description="one GPU of the run works, another hardly does")
     stalled: Policy = Field("warn", description="no step for many times the usual time")
     thermal: Policy = Field("warn", description="heat holds a GPU's clock down")
+    device_lost: Policy = Field("warn", description="a GPU of the run fell off the bus")
     compile_fell_back: Policy = Field("note", description="torch.compile could not be used")
     disk_filling: Policy = Field("warn", description="the disk is full soon")
     log: Policy = Field("warn", description="the log outgrows runs.log_gigabytes and cannot be shortened here")

@@ -14,7 +14,7 @@ import pytest
 from alert_logs import HEALTHY, TROUBLED, Case
 from healthy_curves import healthy
 
-from training.hardware.status import Cpu, Device, HardwareStatus
+from training.hardware.status import LOST, Cpu, Device, HardwareStatus
 from training.runs import outcome
 from training.runs.alerts.alert import SUGGESTIONS, Alert, write_once
 from training.runs.alerts.curve import Curve
@@ -257,6 +257,15 @@ def test_heat_that_lasts() -> None:
         assert list(rules.check([device], age_s=10)) == []
     (alert,) = rules.check([hot], age_s=10)
     assert alert.rule == "thermal" and alert.device == "cuda:0" and "at 91 C" in alert.text
+
+
+def test_a_device_that_fell_off_the_bus() -> None:
+    """Of all that keeps a device from new runs, this alone is the trouble of one that runs on it."""
+    rules = DeviceRules(lambda uuid, seconds: None)
+    excluded = gpu(0, usable=False, unusable_because="excluded by the setting hardware.exclude_devices")
+    assert list(rules.check([excluded], age_s=1000)) == []
+    (alert,) = rules.check([gpu(0), gpu(1, usable=False, unusable_because=LOST)], age_s=10)
+    assert (alert.rule, alert.device) == ("device_lost", "cuda:1") and alert.evidence and "Xid" in alert.text
 
 
 def test_a_disk_that_fills() -> None:

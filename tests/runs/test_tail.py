@@ -161,6 +161,21 @@ def test_secrets_are_masked_and_cannot_be_searched(log: Path) -> None:
     assert tail(log, contains="login").lines != []
 
 
+def test_a_private_key_is_masked_line_by_line_wherever_a_page_begins(log: Path) -> None:
+    body = [f"MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQ{n:04d}KEYBODYabc" for n in range(50)]
+    key = ["-----BEGIN RSA PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED", "", *body, "-----END RSA PRIVATE KEY-----"]
+    plain = ["step 2", "openssl prints -----BEGIN PRIVATE KEY----- and so on", "stillthesameepoch"]
+    log.write_text("\n".join(["step 1", *key, *plain]) + "\n")
+    whole = tail(log, cursor=0, lines=100).lines
+    assert whole[: len(key) + 2] == ["step 1", *["***"] * len(key), "step 2"] and whole[-1] == "stillthesameepoch"
+    middle = log.read_bytes().index(b"MIIEvQ", 3000)
+    for page in (tail(log, lines=20), tail(log, cursor=middle, lines=90), tail(log, before=middle, lines=20)):
+        assert "***" in page.lines and not any("KEYBODY" in line for line in page.lines)
+    assert tail(log, contains="KEYBODY", lines=50).lines == []
+    log.write_text("-----BEGIN PRIVATE KEY-----\nloss 3.1 is no key\nstep 3\n")
+    assert tail(log).lines == ["***", "loss 3.1 is no key", "step 3"]
+
+
 @pytest.mark.parametrize(
     "arguments", [{"lines": 0}, {"lines": 10**6}, {"cursor": -1}, {"contains": ""}, {"cursor": 1, "before": 2}]
 )

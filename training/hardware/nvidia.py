@@ -17,11 +17,10 @@ import psutil
 import pynvml
 
 from training.hardware.people import describe
-from training.hardware.status import Device, DeviceProcess, Reading
+from training.hardware.status import LOST, Device, DeviceProcess, Reading
 
 RETRY_S = 60.0  # between attempts to start NVML when the driver refuses
 INTEGRATED = re.compile(r"\b(GB10|Thor|Orin|Xavier|Tegra)\b")
-LOST = "fell off the bus: the driver lost it (see `dmesg` for its Xid error); it comes back after a reset or reboot"
 THROTTLE = {
     0x2: "application clocks",
     0x4: "power cap",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 BackendName = Literal["hpu", "rocm", "cuda", "mps", "cpu"]
 ORDER: tuple[BackendName, ...] = ("hpu", "rocm", "cuda", "mps", "cpu")
 NOT_OURS = "not ours"
+LOST = "fell off the bus: the driver lost it (see `dmesg` for its Xid error); it comes back after a reset or reboot"
 
 
 class Part(BaseModel):

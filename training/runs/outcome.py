@@ -38,8 +38,8 @@ EXCEPTION_CLASSES = {
     "ModuleNotFoundError": "import",
     "FileNotFoundError": "data",
 }
-# how a run ends that a rule of [alerts] set to `stop` ends: what a run did wrong is a failure; the disk is not its
-# fault, it can go on from its checkpoint; any other rule ends a run that could have gone on: cancelled
+# how a run ends that a rule of [alerts] set to `stop` ends: what a run did wrong is a failure; disk and device are
+# not its fault, it can go on from its checkpoint; any other rule ends a run that could have gone on: cancelled
 ENDED_BY_RULE: dict[str, tuple[str, str | None]] = {
     "nan": ("failed", "nan"),
     "stalled": ("failed", "stalled"),
@@ -48,6 +48,7 @@ ENDED_BY_RULE: dict[str, tuple[str, str | None]] = {
     "overfitting": ("failed", "stalled"),
     "memory_growing": ("failed", "oom"),
     "disk_filling": ("preempted", None),
+    "device_lost": ("preempted", None),
 }
 LOG_END_BYTES = 4096
 CLOCK_SLACK_S = 2.0  # file systems may round times

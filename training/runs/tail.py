@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from training.runs.levels import MARKS, Level, of_level
 from training.runs.screen import Row, render
 from workspace.errors import Refused
-from workspace.secrets import mask
+from workspace.secrets import MASK, mask
 
 BLOCK_BYTES = 64 * 1024
 PAGE_BYTES = 1024 * 1024  # read for one page without a filter, at most
@@ -21,6 +21,9 @@ LOOK_BACK = 8192  # bytes before a piece, for the beginning of a traceback
 MAX_LINES = 2000
 MAX_CHARACTERS = 12_000
 MAX_LINE_CHARACTERS = 2000
+_KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----\s*$")
+_KEY_LINE = re.compile(r"\s*(?:[A-Za-z0-9+/=]{0,76}|(?:Proc-Type|DEK-Info): .{0,80})\s*$")
+_KEY_END = re.compile(r"\s*-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----")
 _COLOUR = re.compile(rb"\x1b\[[0-9;:]*m")
 SECRET_CHARACTERS = 512  # looked at beyond a line's cut, so that half a secret is not shown
 
@@ -241,10 +244,24 @@ class _Page:
         while position >= 0:
             starts.append(piece.start + position + 1)
             position = piece.data.find(b"\n", position + 1)
-        shown = [(starts[row.line], row.text) for row in rows]
+        shown = self._without_keys(piece.start, [(starts[row.line], row.text) for row in rows])
         if piece.torn:
             shown[0] = (shown[0][0], "[... the line's beginning is not shown] " + shown[0][1])
         return shown
+
+    def _without_keys(self, start: int, rows: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Private keys masked, also one that began before: a line of a key alone has no telling shape."""
+        before = os.pread(self.descriptor, min(LOOK_BACK, start - self.floor), max(self.floor, start - LOOK_BACK))
+        begun = before.rfind(b"-----BEGIN ")
+        if begun < 0 and not any("-----BEGIN " in text for _, text in rows):
+            return rows
+        inside, kept = False, []
+        for text in before[begun:].decode("utf-8", "replace").splitlines() if begun >= 0 else ():
+            inside = _key_goes_on(text, inside)
+        for position, text in rows:
+            was, inside = inside, _key_goes_on(text, inside)
+            kept.append((position, MASK if inside or (was and _KEY_END.match(text)) else text))
+        return kept
 
     def _matching(self, piece: _Piece, room: int, *, newest: bool) -> list[tuple[int, str]]:
         """The lines with the text and of the level, at most `room` of them (the newest or the oldest)."""
@@ -339,6 +356,11 @@ def _first_line(descriptor: int, size: int) -> int:
         return 0
     newline = os.pread(descriptor, BLOCK_BYTES, begin).find(b"\n")  # a line that is longer shows its end
     return min(begin + newline + 1, size)
+
+
+def _key_goes_on(text: str, inside: bool) -> bool:
+    """Whether a private key in PEM goes on after this line; `inside`: whether this line stands in one."""
+    return _KEY_BEGIN.search(text) is not None or (inside and _KEY_LINE.match(text) is not None)
 
 
 def cut(line: str, limit: int, length: int) -> str:

@@ -34,6 +34,8 @@ SUGGESTIONS = {
     "stalled": "look at the end of the log and at what the process waits for (py-spy dump --pid ...); stop it if "
     "nothing moves",
     "thermal": "improve cooling or lower the power limit; figures of speed measured meanwhile do not count",
+    "device_lost": "stop the run, reset the GPU or reboot, and look at `dmesg` and at power and cables; other runs are "
+    "kept from the device",
     "compile_fell_back": "install what is missing, or set compile = 'off' so that runs stay comparable",
     "disk_filling": "free space: `lab-mcp clean` shows what old runs hold; keep fewer checkpoints",
     "log": "print less, or raise runs.log_gigabytes in lab.toml",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean
 
-from training.hardware.status import Device
+from training.hardware.status import LOST, Device
 from training.runs.alerts.alert import Alert
 
 START_UP_S = 120.0  # loading and compiling are not training
@@ -39,7 +39,16 @@ class DeviceRules:
     def check(self, devices: Sequence[Device], age_s: float) -> Iterator[Alert]:
         """`devices`: the newest reading of those the run holds; `age_s`: seconds since the run began."""
         for device in devices:
-            if (alert := self._thermal(device)) is not None:
+            if device.unusable_because == LOST:
+                text = f"{device.id} ({device.name}) {LOST}"
+                yield Alert(
+                    "device_lost",
+                    text,
+                    {"device": device.uuid},
+                    (f"NVML: GPU is lost ({device.uuid})",),
+                    device=device.id,
+                )
+            elif (alert := self._thermal(device)) is not None:
                 yield alert
         if len(devices) > 1 and age_s > START_UP_S + IMBALANCE_S:
             busy = self._means(devices, IMBALANCE_S)
