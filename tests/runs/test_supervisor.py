@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs_support import Bench, kill
@@ -162,13 +163,13 @@ def test_a_signal_to_the_supervisor_is_a_stop(bench: Bench) -> None:
     assert record.reason == "the supervisor was asked to end (SIGTERM)"
 
 
-def supervise(folder: Path, patch: str) -> subprocess.CompletedProcess[str]:
+def supervise(folder: Path, patch: str, stderr: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """The real supervisor in a process of its own, something in it patched beforehand."""
     code = (
         f"{textwrap.dedent(patch)}\nfrom training.runs.supervisor import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-P", "-c", code, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60, check=False)
 
 
 def run_folder(bench: Bench, text: str, **fields: object) -> Path:
@@ -205,6 +206,17 @@ def test_full_disk_neither_ends_the_run_nor_loses_its_end(bench: Bench) -> None:
     assert durable.read_json(folder / "exit.json")["state"] == "succeeded"
     assert "could not be written" in durable.read_json(folder / "heartbeat.json")["note"]
     assert (folder / "train.log").read_text() == "through\n"
+
+
+def test_a_disk_too_full_for_a_complaint_ends_neither_supervisor_nor_shim(bench: Bench) -> None:
+    """Both write of their trouble into files of the same disk."""
+    folder = run_folder(bench, "import sys, time; time.sleep(1.5); sys.exit(5)")
+    (folder / "train.log").symlink_to("/dev/full")
+    (folder / ".heartbeat.tmp").mkdir()  # nor can the heartbeat be written
+    (folder / "job_exit.json").mkdir()  # nor how it ended
+    with Path("/dev/full").open("wb") as full:
+        assert supervise(folder, "", stderr=full).returncode == 0
+    assert durable.read_json(folder / "exit.json")["exit_code"] == 5
 
 
 def test_a_job_that_cannot_start_fails_with_the_reason(bench: Bench) -> None:

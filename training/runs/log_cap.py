@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.runs.alerts.alert import SUGGESTIONS, append_once
+from training.runs.place import say
 from workspace import clock, durable
 
 KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02
@@ -75,7 +76,7 @@ class LogCap:
                 request = {"at": clock.now(), "reason": f"{ALERT_CLASS}: {text}", "by": "alerts.log in lab.toml"}
                 durable.write_json(stop, request | {"alert": ALERT_CLASS})
         except OSError as error:
-            print(f"{clock.now()} {text} (not written down: {error})", file=sys.stderr, flush=True)
+            say(f"{text} (not written down: {error})")
 
 
 def punch(file: Path, length: int) -> None:

@@ -7,12 +7,13 @@ mark nothing is known of it for now. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
-from workspace import durable
+from workspace import clock, durable
 
 FOLDER_VARIABLE = "LAB_LEASE_DIR"
 # not the user's TMPDIR: every user of the machine must come to the same folder
@@ -84,6 +85,12 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def say(text: str) -> None:
+    """A line for supervisor.log. Not being able to write it ends nobody: the disk may be full."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{clock.now()} {text}\n".encode(errors="replace"))
 
 
 def lease_folder() -> Path:

@@ -283,12 +283,12 @@ def _time_limit(request: RunRequest, settings: Settings) -> float:
 
 def _check_space(workspace: Workspace) -> None:
     try:
-        free = shutil.disk_usage(workspace.root).free
+        free = shutil.disk_usage(workspace.runs_dir).free  # often a disk of its own
     except OSError as error:
-        raise Unavailable(f"the workspace cannot be read: {error.strerror}") from error
+        raise Unavailable(f"runs/ cannot be read: {error.strerror}") from error
     if free < SPACE_BYTES:
         raise Unavailable(
-            f"the disk of the workspace has {free / 2**20:.0f} MiB left; a run needs some room",
+            f"the disk of runs/ has {free / 2**20:.0f} MiB left; a run needs some room",
             fix="free some space, for example old folders under runs/",
         )
 

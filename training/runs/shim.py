@@ -17,6 +17,7 @@ Signals meant for the job's group do not end it; descriptors it was given (devic
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -42,13 +43,21 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
+def say(text: str) -> None:
+    """A line for the log. Not being able to write it ends nobody: the disk may be full."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"[lab] {text}\n".encode(errors="replace"))
+
+
 def write(path: str, value: dict[str, object], *, exclusive: bool = False) -> None:
     """Durable and atomic; with `exclusive`, FileExistsError when `path` is there already."""
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            os.write(descriptor, (json.dumps(value) + "\n").encode())
+            text = (json.dumps(value) + "\n").encode()
+            if os.write(descriptor, text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -73,7 +82,7 @@ def record_end(folder: str, end: dict[str, object], parent: int) -> None:
             write(f"{folder}/job_exit.json", end)
             return
         except OSError as error:
-            print(f"[lab] job_exit.json cannot be written: {error}", file=sys.stderr)
+            say(f"job_exit.json cannot be written: {error}")
             if attempt >= 2 and os.getppid() == parent:
                 return
             time.sleep(min(1.0, 0.1 * 2**attempt))
@@ -123,7 +132,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         name = os.path.basename(command[0])  # noqa: PTH119
         end.update(exit_code=CANNOT_START, ended_at=now(), error=f"{name} could not be started: {error.strerror}")
-        print(f"[lab] cannot start {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        say(f"cannot start {command[0]}: {error.strerror}")
         record_end(folder, end, parent)
         return CANNOT_START
     finally:

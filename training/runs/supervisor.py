@@ -26,7 +26,7 @@ from training.runs import cgroup, outcome, place, tree
 from training.runs.environment import job_environment
 from training.runs.log_cap import LogCap
 from training.runs.outcome import End, Evidence, Stop
-from training.runs.place import AlreadySupervised, lease_folder, read, take_lock
+from training.runs.place import AlreadySupervised, lease_folder, read, say, take_lock
 from training.runs.shim import ALREADY_STARTED
 from training.runs.waking import wake, wake_others
 from workspace import clock, durable
@@ -37,7 +37,7 @@ POLL_S = 0.25  # how often stop.json is looked for, and an adopted job that is n
 SHIM_WRITES_S = 3.0  # for the shim to write how the job ended, before it is killed too
 KILL_AGAIN_S = 5.0
 LEFTOVER_GRACE_S = 2.0
-WRITE_PAUSES_S = (0.2, 1.0, 5.0, 30.0)  # then the last one again and again
+WRITE_PAUSES_S = (0.2, 1.0, 5.0)  # then the last one again and again
 WRITE_LIMIT_S = 7 * 24 * 3600.0  # a full or missing disk over a holiday: nobody else may know how the job ended
 SHIM = Path(__file__).with_name("shim.py")
 
@@ -209,7 +209,7 @@ class Supervisor:
     def _find_folder(self) -> None:
         """The run's folder may have been moved, with its whole workspace."""
         if not self.folder.is_dir() and (moved := place.moved_to(self.lock)) is not None:
-            print(f"{clock.now()} {self.folder} is now {moved}", file=sys.stderr, flush=True)
+            say(f"{self.folder} is now {moved}")
             self.folder = moved
             self.log_cap = LogCap(moved, self.log_cap.cap_bytes, self.log_cap.policy)
 
@@ -248,7 +248,7 @@ class Supervisor:
             time.sleep(tree.KILL_ROUND_S)
         left = tree.kill_all(self._members)
         if left:
-            print(f"{clock.now()} could not be ended: {[p.pid for p in left]}", file=sys.stderr, flush=True)
+            say(f"could not be ended: {[p.pid for p in left]}")
 
     def end_leftovers(self) -> int:
         """End what the job left behind: TERM, a short grace, KILL. Returns how many processes there were."""
@@ -292,7 +292,7 @@ class Supervisor:
             temporary.replace(self.folder / "heartbeat.json")
         except OSError as error:
             if self.heartbeat_error is None:
-                print(f"{record['updated_at']} heartbeat not written: {error}", file=sys.stderr, flush=True)
+                say(f"heartbeat not written: {error}")
             self.heartbeat_error = str(error.strerror)
 
     def watch(self) -> None:
@@ -345,7 +345,7 @@ class Supervisor:
                 return
             except OSError as error:
                 if attempt < len(WRITE_PAUSES_S):
-                    print(f"{clock.now()} exit.json not written: {error}", file=sys.stderr, flush=True)
+                    say(f"exit.json not written: {error}")
                 self._find_folder()
                 if time.monotonic() > deadline or place.is_gone(self.folder):
                     return
@@ -367,7 +367,7 @@ def main(arguments: list[str]) -> int:
     try:
         lock = take_lock(options.folder) if options.lock is None else options.lock
     except AlreadySupervised:
-        print(f"{options.folder.name} has a supervisor", file=sys.stderr)
+        say(f"{options.folder.name} has a supervisor")
         return 3
     if (options.folder / "exit.json").exists():
         return 0

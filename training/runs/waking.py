@@ -12,13 +12,11 @@ import json
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from training.runs.place import FOLDER_VARIABLE
-from workspace import clock
+from training.runs.place import FOLDER_VARIABLE, say
 
 NOTE = ".waits"
 NOTE_BYTES = 16 * 1024
@@ -32,7 +30,7 @@ def wake(folder: Path, run: Mapping[str, Any]) -> None:
     try:
         os.execvpe(command[0], command, os.environ)
     except OSError as error:
-        print(f"{clock.now()} {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        say(f"{command[0]}: {error.strerror}")
 
 
 def wake_others(leases: Path) -> None:
@@ -45,7 +43,7 @@ def wake_others(leases: Path) -> None:
                     note["command"], cwd="/", env=kept, stdin=subprocess.DEVNULL, start_new_session=True
                 ).returncode = 0  # it is not waited for
             except OSError as error:
-                print(f"{clock.now()} {note['workspace']}: {error.strerror}", file=sys.stderr, flush=True)
+                say(f"{note['workspace']}: {error.strerror}")
 
 
 def _notes(leases: Path) -> Iterator[dict[str, Any]]:
