@@ -42,7 +42,7 @@ from workspace.settings import Settings
 
 RESULTS, KILLS = Path(__file__).with_name("runs.json"), Path(__file__).with_name("kills.json")
 Row = tuple[str, str, str]  # what, measured, asked
-LIST_RUNS, LIST_CALLS = 10_000, 200
+LIST_RUNS, LIST_CALLS, TAIL_CALLS = 10_000, 200, 1000
 LOUD_BYTES, LOUD_RATE, LOUD_PAIRS = 1_000_000_000, 100_000_000, 3
 LOUD_CAP_GB = 0.25
 WATCH_S = 30.0
@@ -124,9 +124,7 @@ def listing(folder: Path, _: argparse.Namespace) -> list[Row]:
         }
         rows: list[Row] = []
         for name, page in pages.items():
-            took = [_seconds(page) * 1000 for _ in range(LIST_CALLS)]
-            shown = f"{statistics.median(took):.2f} / {sorted(took)[int(0.99 * LIST_CALLS)]:.2f}"
-            rows.append((f"list_runs among {LIST_RUNS:,}, {name}: p50 / p99, ms", shown, "< 50"))
+            rows += _latency(page, LIST_CALLS, f"list_runs among {LIST_RUNS:,}, {name}", "< 50")
     return rows
 
 
@@ -243,19 +241,22 @@ def tail(folder: Path, _: argparse.Namespace) -> list[Row]:
         process = psutil.Process()
         bench.runs.tail(run_id)
         before = process.memory_info().rss
-        took = [_seconds(lambda: bench.runs.tail(run_id, lines=50)) * 1000 for _ in range(100)]
+        rows = _latency(lambda: bench.runs.tail(run_id, lines=50), TAIL_CALLS, "tail_log of 10 GB", "< 10")
         grown = max(0, process.memory_info().rss - before) / 1e6
-    shown = f"{statistics.median(took):.2f} / {sorted(took)[99]:.2f}"
-    return [
-        ("tail_log of 10 GB: p50 / slowest of 100, ms", shown, "< 10"),
-        ("tail_log of 10 GB: memory it added, MB", f"{grown:.1f}", "< 20"),
-    ]
+    return [*rows, ("tail_log of 10 GB: memory it added, MB", f"{grown:.1f}", "< 20")]
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _latency(work: Callable[[], object], calls: int, what: str, asked: str) -> list[Row]:
+    """Wall-clock time of a call, and the processor time of the longest: the rest of a long call is somebody else's."""
+    wall, own = [], []
+    for _ in range(calls):
+        began, spent = time.perf_counter(), time.thread_time()
+        work()
+        own.append((time.thread_time() - spent) * 1000)
+        wall.append((time.perf_counter() - began) * 1000)
+    last = sorted(wall)[int(0.99 * calls)]
+    shown = f"{statistics.median(wall):.2f} / {last:.2f} / {max(wall):.2f} ({max(own):.2f})"
+    return [(f"{what}: p50 / p99 / slowest of {calls} (its processor time at most), ms", shown, asked)]
 
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
