@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from alert_logs import HEALTHY, TROUBLED, Case
 from healthy_curves import healthy
 
 from training.hardware.status import LOST, Cpu, Device, HardwareStatus
-from training.runs import outcome
+from training.runs import outcome, place
 from training.runs.alerts.alert import SUGGESTIONS, Alert, write_once
 from training.runs.alerts.curve import Curve
 from training.runs.alerts.ending import record_end
@@ -75,6 +76,7 @@ def workspace(tmp_path: Path) -> Workspace:
     found = Workspace(tmp_path)
     found.create_folders()
     found.run_dir("run-0001").mkdir()
+    place.mark(found.runs_dir)
     return found
 
 
@@ -217,6 +219,30 @@ def test_metrics_written_anew_are_read_anew(workspace: Workspace) -> None:
     durable.write_text(metrics, '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n')
     watching.round()
     assert [alert["numbers"]["step"] for alert in alerts(workspace.run_dir("run-0001"))] == [2]
+
+
+def test_runs_that_are_away_have_no_alerts_and_are_not_stopped(workspace: Workspace, tmp_path: Path) -> None:
+    """Not mounted for an hour: no step is missing, no disk is full; what was there before is not forgotten."""
+    hands, runs = Hands(), OneRun()
+    watching = watch(workspace, runs, hands, stalled="stop", nan="stop")
+    metrics = workspace.run_dir("run-0001") / "metrics.jsonl"
+    times = [clock.from_epoch(hands.now + n) for n in range(40)]
+    metrics.write_text("".join(json.dumps({"step": n, "loss": 2.0, "time": at}) + "\n" for n, at in enumerate(times)))
+    hands.now += 40
+    watching.round()
+    workspace.runs_dir.rename(tmp_path / "away")
+    workspace.create_folders()
+    for _ in range(180):
+        hands.now += 20
+        watching.round()
+    shutil.rmtree(workspace.runs_dir)
+    (tmp_path / "away").rename(workspace.runs_dir)
+    watching.round()
+    assert runs.stopped == [] and alerts(workspace.run_dir("run-0001")) == []
+    for _ in range(20):
+        hands.now += 20
+        watching.round()
+    assert [alert["class"] for alert in alerts(workspace.run_dir("run-0001"))] == ["stalled"], "now it is missing"
 
 
 # -- devices and disk --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from training.hardware.status import HardwareStatus
+from training.runs import place
 from training.runs.alerts.alert import Alert, write_once
 from training.runs.alerts.curve import Curve
 from training.runs.alerts.machine import DISK_RELIEF_S, DeviceRules, DiskRule, Written
@@ -94,13 +95,14 @@ class Watch:
     def round(self) -> None:
         """Look at every running run once."""
         now = time.monotonic()
-        if not 0 <= self._now() - self._seen_at < GAP_S:
+        away = not place.is_whole(self.workspace.runs_dir)  # not mounted, say: what cannot be read is not missing
+        if away or not 0 <= self._now() - self._seen_at < GAP_S:
             self._since = self._now()
         self._seen_at = self._now()
         records = self.runs.watched()
-        self._watched = {r.id: self._watched.get(r.id) or self._begin(r) for r in records}
-        if not records:
+        if away or not records:
             return
+        self._watched = {r.id: self._watched.get(r.id) or self._begin(r) for r in records}
         status = self._status() if now >= self._devices_at else None
         for record in records:
             watched = self._watched[record.id]
