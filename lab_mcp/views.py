@@ -97,7 +97,8 @@ def _runs(ended: Sequence[RunRecord]) -> str:
         [
             _link(f"runs/{run.id}", run.id),
             _badge(run.state),
-            escape(run.name or run.kind),
+            escape(run.name or run.kind)
+            + (f'<br><span class="soft">{escape(run.reason)}</span>' if run.reason else ""),
             escape(run.created_at[:16].replace("T", " ")),
             _number((run.summary or {}).get("train_loss")),
             _number((run.summary or {}).get("val_bpb")),
@@ -170,9 +171,9 @@ def _curve(points: Sequence[tuple[float, float]], label: str) -> str:
     line = " ".join(f"{EDGE + (x - left) * across:.1f},{HEIGHT - EDGE - (y - low) * up:.1f}" for x, y in points)
     words = [
         (EDGE, EDGE - 10, "start", f"{high:.4g}"),
-        (EDGE, HEIGHT - EDGE + 16, "start", f"{low:.4g} at least; step {left:g}"),
+        (EDGE, HEIGHT - EDGE + 16, "start", f"step {left:g}"),
         (WIDTH - EDGE, HEIGHT - EDGE + 16, "end", f"step {right:g}"),
-        (WIDTH - EDGE, EDGE - 10, "end", f"last {points[-1][1]:.4g}"),
+        (WIDTH - EDGE, EDGE - 10, "end", f"last {points[-1][1]:.4g}, lowest {low:.4g}"),
     ]
     texts = "".join(f'<text x="{x}" y="{y}" text-anchor="{where}">{text}</text>' for x, y, where, text in words)
     return (

@@ -12,6 +12,14 @@ from lab_mcp import connection
 from lab_mcp.doors import COOKIE_S, LINK_S, MOST_LINKS, Doors, code_of
 from workspace.layout import Workspace
 
+JOB = """
+import json, os
+with open(os.path.join(os.environ["LAB_RUN_DIR"], "metrics.jsonl"), "w") as file:
+    for step, loss in enumerate([3.0, 2.0, 1.0], 1):
+        print(json.dumps({"step": step, "loss": loss}), file=file)
+print("<b>hello</b>")
+"""
+
 
 class Browser:
     """Keeps cookies, follows nothing by itself."""
@@ -93,7 +101,7 @@ def test_without_cookie_nothing_is_shown(endpoint) -> None:
 
 def test_pages_show_what_has_an_address_and_bring_no_script(inside: Browser, endpoint, lab: Workspace, command) -> None:
     lab.program_file.write_text("# Goal\n\n<script>alert(1)</script> [x](javascript:alert(1)) **bold**\n")
-    (lab.root / "job.py").write_text("print('<b>hello</b>')\n")
+    (lab.root / "job.py").write_text(JOB)
     assert command("train", "--script", "job.py", "--name", "<i>name").returncode == 0
     assert command("wait", "run-0001").returncode == 0
     answer = inside.ask("GET", "/view/program")
@@ -103,8 +111,12 @@ def test_pages_show_what_has_an_address_and_bring_no_script(inside: Browser, end
     assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
     assert inside.ask("GET", "/view/runs/run-0001/log").status == 200
     assert "&lt;b&gt;hello&lt;/b&gt;" in inside.body
+    assert inside.ask("GET", "/view/runs/run-0001").status == 200
+    assert "<polyline" in inside.body and "last 1, lowest 1" in inside.body, "the loss as a curve"
+    assert "&lt;b&gt;hello" in inside.body and "<i>name" not in inside.body and "<script" not in inside.body
     assert inside.ask("GET", "/").status == 200
     assert "/view/runs/run-0001" in inside.body and "<i>name" not in inside.body
+    assert 'class="verdict succeeded"' in inside.body
     assert inside.ask("GET", "/view/runs/run-9999").status == 404 and "run-0001" in inside.body
     assert endpoint.token not in inside.body
 
