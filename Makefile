@@ -29,7 +29,7 @@ bench: $(STAMP)  ## the figures of docs/benchmarks.md
 	$(BIN)/python benchmarks/campaigns.py --write
 	$(BIN)/python benchmarks/runs.py --write
 	$(BIN)/python benchmarks/verdicts.py --write
-	$(BIN)/python benchmarks/tool_use.py --write
+	$(BIN)/python benchmarks/tool_use.py --load --write
 
 setup: $(STAMP)
 

@@ -1,9 +1,10 @@
 """How well a model uses the lab: the thirty tasks of tests/tool_use_tasks.py, and what schemas and answers cost.
 
     python benchmarks/tool_use.py                 characters and tokens of the schemas and of typical answers
+    python benchmarks/tool_use.py --load          the same after three conversations at once and 4,000 random calls
     python benchmarks/tool_use.py --model NAME    plays every task with Claude Code and that model, too
 
-The second needs the `claude` program and ANTHROPIC_API_KEY; it costs money. A task counts when its end state is
+The last needs the `claude` program and ANTHROPIC_API_KEY; it costs money. A task counts when its end state is
 reached.
 Tokens are estimated as characters / 4, except the model's own, which Claude Code reports.
 """
@@ -98,6 +99,26 @@ def answers() -> list[tuple[str, int]]:
             end_all(workspace.root)
 
 
+LOAD = {
+    "test_conversations.py": "three conversations at once, 340 calls each: errors, mixed up or lost answers",
+    "test_random_calls.py": "2,000 calls that break the schemas and 2,000 that fit them, over all tools: tracebacks, hangs, "
+    "files outside the workspace, restarts of the service",
+}
+
+
+def load() -> list[str]:
+    """Plays the load tests; a row for each, which is there only when the test found nothing."""
+    rows = ["", "| under load | found |", "|---|---:|"]
+    root = Path(__file__).resolve().parent.parent
+    for file, what in LOAD.items():
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-n", "0", "-m", "slow", f"tests/app/{file}"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{file} failed:\n{done.stdout[-4000:]}")
+        rows.append(f"| {what} | 0 |")
+    return rows
+
+
 def play(task: Task, program: str, model: str) -> dict[str, Any]:
     """One task with a real model: reached, turns, tokens, seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -152,10 +173,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="play the tasks with this model, through Claude Code")
     parser.add_argument("--write", action="store_true", help="put the figures into docs/benchmarks.md")
+    parser.add_argument("--load", action="store_true", help="play the load tests, too (minutes)")
     options = parser.parse_args()
     sizes = [("schema", *row) for row in schemas()] + [("answer", *row) for row in answers()]
     lines = [f"Measured {machine()}. Tokens are characters / 4.", "", "| | characters | tokens |", "|---|---:|---:|"]
     lines += [f"| {kind} {name} | {size:,} | {size // 4:,} |" for kind, name, size in sizes]
+    lines += load() if options.load else []
     played = []
     if options.model:
         program = shutil.which("claude")
@@ -171,7 +194,7 @@ def main() -> None:
     print(text)
     print(json.dumps({"sizes": sizes, "played": played}))
     if options.write:
-        write_section(TITLE, "python benchmarks/tool_use.py", text)
+        write_section(TITLE, f"python benchmarks/tool_use.py{' --load' if options.load else ''}", text)
 
 
 if __name__ == "__main__":

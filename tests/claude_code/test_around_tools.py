@@ -16,7 +16,7 @@ from workspace.layout import Workspace
 pytestmark = pytest.mark.slow
 PLUGIN = Path(lab_mcp.__file__).parent / "plugin"
 MARKETPLACE = PLUGIN.parents[1]
-PATIENT_JOB = "import os, time\nwhile not os.path.exists('go'):\n    time.sleep(0.1)\nprint('the answer is 42')\n"
+PATIENT_JOB = "import os, time\nwhile not os.path.exists({go!r}):\n    time.sleep(0.1)\nprint('the answer is 42')\n"
 SLOW_JOB = "import time\nprint('begun', flush=True)\ntime.sleep(4)\nprint('the answer is 42')\n"
 
 
@@ -107,17 +107,25 @@ def test_a_hook_may_answer_for_the_user(lab: Workspace, claude, tmp_path: Path) 
 
 
 def test_at_a_terminal_a_run_is_a_task_and_its_end_comes_by_itself(lab: Workspace, claude) -> None:
-    (lab.root / "job.py").write_text(PATIENT_JOB)
-    with (
-        ScriptedModel(once_connected(call("start_training", script="job.py"))) as model,
-        claude.at_a_terminal(model) as user,
-    ):
-        wait_until(lambda: any("run-0001" in result.text for result in model.results), lambda: user.shown[-3000:])
-        begun = model.results[-1]
-        (lab.root / "go").touch()  # a task that ends at once is told in the answer instead
-        wait_until(lambda: "task-notification" in said_to(model), lambda: said_to(model)[-3000:] + user.shown[-3000:])
+    go = lab.root / "go"
+    (lab.root / "job.py").write_text(PATIENT_JOB.format(go=str(go)))
+    claude.converse([call("gpu_status")])  # the lab is up
+    for number in range(1, 6):
+        go.unlink(missing_ok=True)
+        run_id = f"run-{number:04d}"
+        with (
+            ScriptedModel(once_connected(call("start_training", script="job.py"))) as model,
+            claude.at_a_terminal(model) as user,
+        ):
+            wait_until(lambda: any(run_id in result.text for result in model.results), lambda: user.shown[-3000:])  # noqa: B023
+            begun = model.results[-1]
+            go.touch()  # a task that ends at once is told in the answer instead
+            if begun.text.startswith("{"):
+                continue  # the machine was too busy for the three seconds it waits for the newer protocol: no tasks
+            wait_until(lambda: "task-notification" in said_to(model), lambda: said_to(model)[-3000:])
+        break
     assert model.failure is None
-    assert not begun.is_error
+    assert not begun.is_error and not begun.text.startswith("{"), "it took tasks at least once"
     told = said_to(model)
     assert "succeeded" in told and "StartTrainingResult" not in told
 
