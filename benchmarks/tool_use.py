@@ -101,8 +101,8 @@ def answers() -> list[tuple[str, int]]:
 
 LOAD = {
     "test_conversations.py": "three conversations at once, 340 calls each: errors, mixed up or lost answers",
-    "test_random_calls.py": "2,000 calls that break the schemas and 2,000 that fit them, over all tools: tracebacks, hangs, "
-    "files outside the workspace, restarts of the service",
+    "test_random_calls.py": "2,000 calls that break the schemas and 2,000 that fit them: tracebacks, hangs, files "
+    "outside the workspace, restarts of the service",
 }
 
 

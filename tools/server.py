@@ -36,6 +36,16 @@ CONSENT_FORM: dict[str, Any] = {
     "properties": {"go_ahead": {"type": "boolean", "title": "Go ahead", "default": False}},
     "required": ["go_ahead"],
 }
+# Words by which Claude Code finds a tool whose schema it did not load; the others are always there (`alwaysLoad`).
+SEARCH_HINTS = {
+    "service_status": "lab service health, neighbours such as Ollama, vLLM, Qdrant, TensorBoard, containers, ports",
+    "list_runs": "training runs, history, loss curve, settings, compare two runs, status",
+    "stop_run": "stop, cancel, kill a training run or job",
+    "list_experiments": "experiments, hypotheses, verdicts, results, reports, what was tried",
+    "run_campaign": "overnight, autonomous search, hyperparameter sweep, campaign, budget, pause, resume",
+    "rag_index": "index papers, PDFs, notes, arXiv, documents into memory",
+    "write_session_note": "lab notebook, write down a note, decision, result, next steps",
+}
 log = logging.getLogger(__name__)
 
 INSTRUCTIONS = """\
@@ -198,7 +208,7 @@ def describe(tool: Tool[Any, Any]) -> types.Tool:
             idempotent_hint=tool.idempotent,
             open_world_hint=tool.open_world,
         ),
-        _meta=tool.meta,
+        _meta=tool.meta or ({"anthropic/searchHint": SEARCH_HINTS[tool.name]} if tool.name in SEARCH_HINTS else None),
     )
 
 

@@ -75,6 +75,14 @@ def test_a_prompt_is_a_slash_command(lab: Workspace, claude) -> None:
     assert "ValueError: no such optimizer" in told, "the end of the log is in it"
 
 
+def test_a_tool_that_is_not_loaded_is_found_by_its_hint(claude) -> None:
+    asked = {"run_campaign": "hyperparameter sweep", "rag_index": "index PDFs", "stop_run": "kill job"}
+    model = claude.converse([[Call("ToolSearch", {"query": words}) for words in asked.values()]], allowed="ToolSearch")
+    shown = said_to(model)
+    for tool in asked:
+        assert f'"tool_name": "mcp__lab__{tool}"' in shown, shown[-3000:]
+
+
 def ask_above(lab: Workspace, hours: float) -> None:
     lab.settings_file.write_text(f"[runs]\nask_above_hours = {hours}\n")
 

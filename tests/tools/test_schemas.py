@@ -48,6 +48,12 @@ async def test_every_tool_is_strict_and_annotated() -> None:
         assert not {"anyOf", "oneOf", "allOf"} & tool["inputSchema"].keys(), "clients cannot take these at the root"
 
 
+async def test_every_tool_is_always_there_or_can_be_searched_for() -> None:
+    for tool in await listed("auto"):
+        meta = tool["_meta"]
+        assert meta.get("anthropic/alwaysLoad") is True or len(meta["anthropic/searchHint"]) > 20, tool["name"]
+
+
 async def test_the_instructions_name_only_what_exists() -> None:
     known = {tool["name"] for tool in await listed("auto")} | {
         name for tool in await listed("auto") for name in tool["inputSchema"]["properties"]
