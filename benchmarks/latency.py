@@ -132,6 +132,7 @@ async def alone(workspace: Workspace) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--note", default="", help="what else the machine was doing, for the text")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(initialise.init(Path(folder) / "lab").root))
@@ -147,8 +148,9 @@ def main() -> None:
     lines = ["| what | p50 ms | p99 ms | slowest ms |", "|---|---:|---:|---:|"]
     lines += [f"| {name} | {r['p50_ms']} | {r['p99_ms']} | {r['max_ms']} |" for name, r in results.items()]
     text = (
-        f"Measured {machine()}. Through the stdio bridge, from the line that is written to the line that is read; a "
-        "client's own work comes on top, as the row of the Python SDK's shows.\n\n" + "\n".join(lines)
+        f"Measured {machine()}{options.note and ', ' + options.note}. Through the stdio bridge, from the line that is "
+        "written to the line that is read; a client's own work comes on top, as the row of the Python SDK's shows.\n\n"
+        + "\n".join(lines)
     )
     print(text)
     print(json.dumps(results))

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from experiments.report.page import STYLE
+from experiments.report.style import STYLE
 from lab_mcp import views
 from lab_mcp.doors import COOKIE_S, ENTER, Doors, code_of
 from tools.lab import Lab
