@@ -29,6 +29,9 @@ bench: $(STAMP)  ## the figures of docs/benchmarks.md
 	$(BIN)/python benchmarks/campaigns.py --write
 	$(BIN)/python benchmarks/runs.py --write
 	$(BIN)/python benchmarks/verdicts.py --write
+	$(BIN)/python benchmarks/training_speed.py --write
+	$(BIN)/python benchmarks/training_costs.py --write
+	$(BIN)/python benchmarks/learning.py --write
 	$(BIN)/python benchmarks/tool_use.py --load --write
 
 setup: $(STAMP)

@@ -62,6 +62,8 @@ class OptimizerConfig(Section):
     variance_beta: float = Field(0.95, ge=0, lt=1, description="Muon: decay of the per-neuron variance (NorMuon)")
     adam_beta1: float = Field(0.8, ge=0, lt=1, description="AdamW: first moment")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: second moment")
+    state_bits: Literal[32, 8] = Field(32, description="AdamW: bits of a moment; 8 needs lab-mcp[adam8]")
+    offload: bool = Field(False, description="AdamW: moments in the machine's memory instead of the device's")
     grad_clip: float = Field(0.0, ge=0, le=1000, description="largest gradient norm; 0 = no clipping")
 
 
@@ -263,6 +265,8 @@ def check(config: TrainingConfig, *, source: str = "configuration") -> None:
         )
     if config.parallel.processes and config.parallel.kind == "none":
         refuse("parallel.processes is not used by parallel.kind = 'none'", "parallel.kind = 'ddp' or 'fsdp'")
+    if config.parallel.kind == "fsdp" and (config.optimizer.state_bits == 8 or config.optimizer.offload):
+        refuse("optimizer.state_bits = 8 and optimizer.offload do not go with sharded moments", "drop one of both")
     if config.evaluation.min_delta and not config.evaluation.patience:
         refuse("evaluation.min_delta is not used without evaluation.patience", "evaluation.patience = 3")
     if config.evaluation.patience and not config.evaluation.quick_count:
@@ -274,23 +278,28 @@ def check(config: TrainingConfig, *, source: str = "configuration") -> None:
 def suggest(backend: str, memory_bytes: int | None = None) -> dict[str, Any]:
     """Changes to the defaults for a machine: `backend` as in `training.hardware`, memory of one device in bytes.
 
-    The largest tier is the setting published for one H100 by karpathy/autoresearch: 45 GB at 128 rows.
+    On NVIDIA and AMD cards the largest tiers are the setting published for one H100 by karpathy/autoresearch (45 GB at
+    128 rows); on Gaudi and Apple those of elementalcollision/autoresearch-unified.
     """
     if backend == "cpu":
         return {}
     memory = memory_bytes or 8 * GIBI
-    large = {"model.depth": 8, "model.width": 512, "model.head_dim": 128, "data.context": 2048}
-    common: dict[str, Any] = {"data.vocab_size": 8192, "data.max_bytes": 100_000_000, "budget.amount": 300.0}
-    common |= {"evaluation.bytes": 2_000_000, "evaluation.quick_bytes": 200_000}
-    if memory >= 70 * GIBI:
-        return common | large | {"batch.rows": 128, "batch.tokens": 2**19}
-    if memory >= 38 * GIBI:
-        return common | large | {"batch.rows": 64, "batch.tokens": 2**19}
-    if memory >= 14 * GIBI:
-        return common | large | {"data.context": 1024, "batch.rows": 32, "batch.tokens": 2**17}
-    return common | {
-        "model.depth": 6, "model.width": 384, "data.context": 512, "batch.rows": 16, "batch.tokens": 2**15
+    smallest, *larger = _TIERS.get(backend, _TIERS["cuda"])
+    tier = next((tier for tier in reversed(larger) if memory >= tier[0] * GIBI), smallest)
+    _, depth, context, rows, tokens = tier
+    return {
+        "data.vocab_size": 8192, "data.max_bytes": 100_000_000, "data.context": context, "budget.amount": 300.0,
+        "evaluation.bytes": 2_000_000, "evaluation.quick_bytes": 200_000, "model.depth": depth,
+        "model.width": 64 * depth, "model.head_dim": 128, "batch.rows": rows, "batch.tokens": tokens,
     }  # fmt: skip
+
+
+# memory in GiB from which on, depth, context, rows on the device, tokens of a step
+_TIERS: dict[str, tuple[tuple[int, int, int, int, int], ...]] = {
+    "cuda": ((0, 6, 512, 16, 2**15), (14, 8, 1024, 32, 2**17), (38, 8, 2048, 64, 2**19), (70, 8, 2048, 128, 2**19)),
+    "hpu": ((0, 8, 2048, 32, 2**17), (64, 12, 2048, 32, 2**17), (96, 16, 2048, 32, 2**18)),  # half their rows at 96
+    "mps": ((0, 4, 512, 4, 2**12), (18, 6, 1024, 8, 2**13), (48, 8, 2048, 16, 2**15), (128, 10, 2048, 32, 2**16)),
+}
 
 
 # -- as text ----------------------------------------------------------------------------------------------------------

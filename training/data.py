@@ -111,7 +111,7 @@ def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, cache
     work = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=folder.parent))
     try:
         tokenizer.save(work / "tokenizer.json")
-        counts = {split: _write(work / f"{split}.bin", members, tokenizer) for split, members in parts.items()}
+        counts = {split: write_ids(work / f"{split}.bin", members, tokenizer) for split, members in parts.items()}
         hashes = {f"{split}.bin": file_hash(work / f"{split}.bin") for split in SPLITS}
         hashes["tokenizer.json"] = file_hash(work / "tokenizer.json")
         vault.store(cache_dir, key, (work / "audit.bin").read_bytes())
@@ -136,7 +136,8 @@ def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, cache
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(path: Path, documents: list[str], tokenizer: ByteTokenizer) -> int:
+def write_ids(path: Path, documents: list[str], tokenizer: ByteTokenizer) -> int:
+    """A token file of `documents`, each behind a BOS; how many tokens."""
     pieces: list[NDArray[np.integer]] = []
     bos = np.array([tokenizer.bos], dtype=np.uint32)
     for ids in tokenizer.encode_all(documents):

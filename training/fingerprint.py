@@ -32,6 +32,7 @@ WITHOUT_EFFECT = {
     "evaluation.sample_tokens": "text for people at the end",
     "checkpoint.every_seconds": "what is kept on disk; the clock stands still meanwhile",
     "checkpoint.keep": "what is kept on disk",
+    "optimizer.offload": "where the moments lie; the mathematics stay",
     "parallel.kind": "who computes what; the gradients are averaged over all",
     "parallel.processes": "who computes what; the gradients are averaged over all",
     "profile.steps": "a look inside; the mathematics stay",
@@ -110,7 +111,7 @@ def _early_stopping(evaluation: EvaluationConfig) -> list[float] | None:
 
 def _group(group: dict[str, Any]) -> dict[str, Any]:
     """A parameter group: its plain values and how many parameters it holds."""
-    plain = {key: value for key, value in group.items() if isinstance(value, int | float | str | bool | tuple)}
+    plain = {k: v for k, v in group.items() if isinstance(v, int | float | str | bool | tuple) and k != "offload"}
     return plain | {"parameters": sum(p.numel() for p in group["params"])}
 
 

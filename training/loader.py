@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.corpus import DataProblem
+from training.packing import Piece, pack
 
 Rows = NDArray[np.int64]
 IGNORED = -1  # a target that is not scored
+GROUP_TOKENS = 2**25  # packed at once, a fraction of a second's work
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoaderState:
     epoch: int = 0
-    position: int = 0  # rows of this epoch already given out
+    group: int = 0  # documents of this epoch before those that are packed now
+    position: int = 0  # rows of these already given out
+    over: tuple[Piece, ...] = ()  # what the documents before left
 
 
 class TrainingLoader:
-    """Endless rows of context + 1 ids, each starting with BOS.
+    """Endless rows of context + 1 ids, each starting with BOS: documents packed best-fit (`training.packing`).
 
-    The token stream is cut every `context` tokens, from an offset that differs by epoch; a row that would start inside
-    a document gets BOS in front, so no text is dropped or padded. The order of the rows is drawn anew every epoch.
+    The order of documents and rows, and where a long document is cut, are drawn anew every epoch. Documents are packed
+    in groups, so that a large text is not gone through before the first row.
     """
 
     def __init__(self, ids: NDArray[np.integer], context: int, bos: int, seed: int) -> None:
@@ -34,40 +38,67 @@ class TrainingLoader:
                 f"the training text is too short: {len(ids)} tokens for rows of {context}",
                 fix="add text, or lower data.context",
             )
+        starts = np.flatnonzero(ids == bos)
+        self._starts = starts if len(starts) and starts[0] == 0 else np.concatenate([[0], starts])
+        self._ends = np.append(self._starts[1:], len(ids))
         self.state = LoaderState()
-        self._begin_epoch()
+        self._pack_group()
 
-    def _begin_epoch(self) -> None:
-        draw = np.random.default_rng([self.seed, self.state.epoch])
-        offset = int(draw.integers(self.context)) if self.state.epoch else 0
-        starts = np.arange(offset, len(self.ids) - self.context, self.context)
-        self._starts = draw.permutation(starts)
+    def _pack_group(self) -> None:
+        """Pack the documents from `state.group` on; what is then left over waits for the next group."""
+        state, room = self.state, self.context + 1
+        order = np.random.default_rng([self.seed, state.epoch]).permutation(len(self._starts))
+        sizes = np.cumsum((self._ends - self._starts)[order[state.group :]])
+        count = int(np.searchsorted(sizes, GROUP_TOKENS)) + 1
+        draw = np.random.default_rng([self.seed, state.epoch, state.group])
+        pieces = list(state.over)
+        for document in order[state.group : state.group + count]:
+            start, length = int(self._starts[document]), int(self._ends[document] - self._starts[document])
+            piece = Piece(start, length, bool(self.ids[start] != self.bos))
+            shift = int(draw.integers(room)) if state.epoch else 0
+            if piece.cut < shift < piece.cost > room:
+                first, piece = piece.split(shift)
+                pieces.append(first)
+            pieces.append(piece)
+        rows, left = pack(pieces, room)
+        self._rows = [rows[i] for i in draw.permutation(len(rows))]
+        following = state.group + count
+        if following < len(order):
+            self._next = LoaderState(state.epoch, following, 0, tuple(left))
+        else:
+            self._next = LoaderState(state.epoch + 1)
 
     def next(self, count: int) -> Rows:
         """The next `count` rows, (count, context + 1)."""
         rows = np.empty((count, self.context + 1), dtype=np.int64)
+        position = self.state.position
         for i in range(count):
-            if self.state.position >= len(self._starts):
-                self.state = LoaderState(self.state.epoch + 1)
-                self._begin_epoch()
-            start = int(self._starts[self.state.position])
-            if self.ids[start] == self.bos:
-                rows[i] = self.ids[start : start + self.context + 1]
-            else:
-                rows[i, 0] = self.bos
-                rows[i, 1:] = self.ids[start : start + self.context]
-            self.state.position += 1
+            while position >= len(self._rows):
+                self.state, position = self._next, 0
+                self._pack_group()
+            at = 0
+            for start, length, cut in self._rows[position]:
+                if cut:
+                    rows[i, at] = self.bos
+                    at += 1
+                rows[i, at : at + length] = self.ids[start : start + length]
+                at += length
+            position += 1
+        self.state = replace(self.state, position=position)
         return rows
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.state.epoch, "position": self.state.position, "seed": self.seed, "length": len(self.ids)}
+        return asdict(self.state) | {"seed": self.seed, "length": len(self.ids)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where `state` was taken. Raises `DataProblem` when the text or the seed is another."""
         if (state["seed"], state["length"]) != (self.seed, len(self.ids)):
             raise DataProblem("the corpus or the seed changed since the checkpoint", fix="start a new run")
-        self.state = LoaderState(state["epoch"], state["position"])
-        self._begin_epoch()
+        if "group" not in state:
+            raise DataProblem("the checkpoint's rows were packed by an older version", fix="start a new run")
+        over = tuple(Piece(*piece) for piece in state["over"])
+        self.state = LoaderState(state["epoch"], state["group"], state["position"], over)
+        self._pack_group()
 
 
 def evaluation_rows(

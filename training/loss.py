@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.size import LOSS_CHUNK_TOKENS
+from training.size import loss_chunk_tokens
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -21,11 +21,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
         """x (N, C), weight (V, C), targets (N,) -> mean of -log p(target), float32 scalar."""
         count = x.size(0)
+        at_once = loss_chunk_tokens(weight.size(0), cpu=x.device.type == "cpu")
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for start in range(0, count, LOSS_CHUNK_TOKENS):
-            rows = slice(start, start + LOSS_CHUNK_TOKENS)
+        for start in range(0, count, at_once):
+            rows = slice(start, start + at_once)
             chunk, target = x[rows], targets[rows].unsqueeze(1)
             logits = (chunk @ weight.to(chunk.dtype).t()).float()  # (n, V)
             if softcap:

@@ -18,18 +18,8 @@ from torch import Tensor, nn
 
 from training import size
 from training.config import TrainingConfig
+from training.elementwise import mix, norm, relu2, rotated_norm
 from training.loss import cross_entropy
-
-
-def norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last dimension, without a gain."""
-    return F.rms_norm(x, (x.size(-1),))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: x (B, T, H, D), cos and sin (1, T, 1, D/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 def window_mask(window: int, device: torch.device) -> Tensor:
@@ -83,7 +73,7 @@ class Attention(nn.Module):
         if self.gate is not None and value_embedding is not None:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # (B, T, G), 1 at the start
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
-        q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
+        q, k = rotated_norm(q, cos, sin), rotated_norm(k, cos, sin)
         if self.share > 1:
             k, v = k.repeat_interleave(self.share, dim=2), v.repeat_interleave(self.share, dim=2)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.to(q.dtype).transpose(1, 2), self.window)  # (B, H, T, D)
@@ -101,7 +91,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.expand(x)
         if self.activation == "relu2":
-            h = F.relu(h).square()
+            h = relu2(h)
         else:
             h = F.gelu(h) if self.activation == "gelu" else F.silu(h)
         return cast(Tensor, self.output(h))
@@ -176,7 +166,7 @@ class GPT(nn.Module):
         cos, sin = self.cos[:, :T].to(x.dtype), self.sin[:, :T].to(x.dtype)
         x0 = x
         for i, block in enumerate(self.blocks):
-            x = self.residual_weights[i] * x + self.skip_weights[i] * x0
+            x = mix(x, x0, self.residual_weights[i], self.skip_weights[i])
             value_embedding = self.value_embeddings[str(i)](tokens) if str(i) in self.value_embeddings else None
             x = block(x, value_embedding, cos, sin)
         return norm(x)

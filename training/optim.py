@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from training import moments
 from training.config import TrainingConfig
 from training.distributed import gathered
 from training.schedule import Rates
@@ -45,7 +46,7 @@ def orthogonalize(g: Tensor, steps: int) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS[:steps]:
         square = x @ x.mT
-        x = a * x + (b * square + c * (square @ square)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return cast(Tensor, (x.mT if tall else x).to(g.dtype))
 
 
@@ -99,12 +100,17 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
+        small = moments.are_small(group)
         for p in parameters:
             state = self.state[p]
             if not state:
                 state["step"] = torch.zeros(())
-                state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
+                if not small:
+                    state["first"], state["second"] = torch.zeros_like(p), torch.zeros_like(p)
             state["step"] += 1
+            if small:
+                moments.step(p, state, group)
+                continue
             count = state["step"].item()
             state["first"].lerp_(p.grad, 1 - beta1)
             state["second"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
@@ -142,10 +148,11 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
         "skip_weights": (o.scalar_lr, (0.96, o.adam_beta2), SCALAR_EPS),
     }
     groups: list[dict[str, Any]] = [
-        {"name": name, "kind": "adamw", "params": members[name], "lr": lr, "betas": pair, "eps": eps}
+        {"name": name, "kind": "adamw", "params": members[name], "lr": lr, "betas": pair, "eps": eps,
+         "state_bits": o.state_bits, "offload": o.offload}
         for name, (lr, pair, eps) in adamw.items()
         if members[name]
-    ]
+    ]  # fmt: skip
     groups.append(
         {"name": "matrices", "kind": "muon", "params": members["matrices"], "lr": o.matrix_lr, "momentum": o.momentum,
          "weight_decay": o.weight_decay, "polar_steps": o.polar_steps, "variance_beta": o.variance_beta}

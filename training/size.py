@@ -58,6 +58,12 @@ def flops_per_token(config: TrainingConfig) -> float:
     return float(6 * (counts["matrices"] + counts["head"]) + attention)
 
 
+def saves_on_the_way(config: TrainingConfig) -> bool:
+    """Whether a checkpoint may come before the last; memory for a copy of everything is then made at the start."""
+    every, budget = config.checkpoint.every_seconds, config.budget
+    return every > 0 and (budget.kind != "seconds" or budget.amount > every)
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on the device at the peak of a step."""
@@ -66,41 +72,84 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     fixed: int  # the framework itself
+    copies: int = 0  # of weights and optimizer: what a checkpoint is written from
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.activations + self.fixed
+        return self.weights + self.optimizer + self.activations + self.fixed + self.copies
 
 
 # Bytes a process needs before it holds a model: the interpreter with torch on a CPU, the driver's context on a GPU.
-FRAMEWORK_BYTES = {"cpu": 350_000_000}
+FRAMEWORK_BYTES = {"cpu": 400_000_000}
 FRAMEWORK_BYTES_ACCELERATOR = 700_000_000
-# Values kept for the backward pass per token and channel of one layer, outside the MLP's hidden layer: three norms,
-# q, k, v before and after rotation and norm, attention's output, projections, residual sums.
+# Values autograd keeps per token and channel of one layer in the plain form, outside the MLP's hidden layer: three
+# norms, q, k, v before and after rotation and norm, attention's output, projections, residual sums.
 KEPT_PER_CHANNEL = 22
 KEPT_PER_HIDDEN = 3
-LOSS_CHUNK_TOKENS = 1024
+LOSS_CHUNK_TOKENS = 1024  # whose logits exist at once, at most
+LOSS_CHUNK_LOGITS_CPU = 2**20  # on a CPU they stay in the cache: 4 MiB
+
+
+def loss_chunk_tokens(vocab_size: int, *, cpu: bool) -> int:
+    """Tokens whose logits the loss computes at once."""
+    return max(64, min(LOSS_CHUNK_TOKENS, LOSS_CHUNK_LOGITS_CPU // vocab_size)) if cpu else LOSS_CHUNK_TOKENS
 
 
 def predict_memory(
     config: TrainingConfig, backend: str = "cpu", *, low_precision: bool | None = None
 ) -> MemoryEstimate:
-    """Memory one training process needs at its peak, in bytes; an estimate, within about a third."""
-    m = config.model
+    """Memory one training process needs at its peak, in bytes: within a fifth on a CPU, less sure elsewhere."""
     counts = parameter_counts(config)
     if low_precision is None:
         low_precision = config.dtype == "bfloat16" or (config.dtype == "auto" and backend != "cpu")
-    size = 2 if low_precision else 4
-    total = counts["total"]
-    matrices = counts["matrices"]
+    total, matrices = counts["total"], counts["matrices"]
     # Muon keeps one momentum per weight and works on stacked copies of one shape at a time; AdamW keeps two moments
-    optimizer = 4 * (matrices + 2 * (total - matrices)) + 4 * 6 * matrices // max(1, min(3, m.depth))
-    tokens = config.batch.rows * config.data.context
-    kept = tokens * m.depth * m.width * (KEPT_PER_CHANNEL + KEPT_PER_HIDDEN * m.mlp_ratio)
-    logits = 3 * 4 * min(tokens, LOSS_CHUNK_TOKENS) * config.data.vocab_size
+    moment = 0.0 if config.optimizer.offload else 1 + 4 / 256 if config.optimizer.state_bits == 8 else 4
+    state, stacks = 4 * matrices + round(2 * moment * (total - matrices)), 4 * STACKS * _largest_shape(config)
+    by_hand = backend == "cpu" and not low_precision
+    kept = _kept_by_hand(config) if by_hand else _kept_plainly(config)
+    tokens, vocab = config.batch.rows * config.data.context, config.data.vocab_size
+    logits = 3 * 4 * min(tokens, loss_chunk_tokens(vocab, cpu=backend == "cpu")) * vocab
+    activations = kept * (2 if low_precision else 4) + logits + 4 * counts["head"]
     weights = 8 * total + (2 * total if low_precision else 0)
     fixed = FRAMEWORK_BYTES.get(backend, FRAMEWORK_BYTES_ACCELERATOR)
-    return MemoryEstimate(weights, optimizer, kept * size + logits, fixed)
+    if backend != "cpu":
+        return MemoryEstimate(weights, state + stacks, activations, fixed)
+    # The step of the optimizer reuses what the backward pass gave back. The warm-up holds a second copy of the weights.
+    copies = 4 * total + (state if saves_on_the_way(config) else 0)
+    return MemoryEstimate(weights, state, max(activations, stacks), fixed, copies)
+
+
+STACKS = 5  # copies of the largest stack: weights, gradients, two iterates of the orthogonalisation, a product
+
+
+def _largest_shape(config: TrainingConfig) -> int:
+    """Weights of the matrices that Muon steps together: those of one shape, of all layers."""
+    m = config.model
+    square = (4 if m.kv_share == 1 else 2) * m.width * m.width
+    return m.depth * max(square, m.mlp_ratio * m.width * m.width * (2 if m.mlp_ratio == 1 else 1))
+
+
+def _kept_plainly(config: TrainingConfig) -> int:
+    m = config.model
+    tokens = config.batch.rows * config.data.context
+    return tokens * m.depth * m.width * (KEPT_PER_CHANNEL + KEPT_PER_HIDDEN * m.mlp_ratio)
+
+
+def _kept_by_hand(config: TrainingConfig) -> int:
+    """Values kept for the backward pass with the gradients of `training.elementwise`, and what the pass makes anew."""
+    m, context = config.model, config.data.context
+    shared = 1 / m.kv_share
+    kept = 2.0  # the embedding added back in, what the head reads
+    for layer, window in enumerate(windows(config)):
+        kept += 3 + 2 * m.mlp_ratio  # residual stream, two norms; the hidden layer before and after squaring
+        kept += 2 + 2 * shared + (2 if m.kv_share > 1 else 0)  # q, k, v, output; k and v repeated for their heads
+        if window < context:  # keys and values of two blocks side by side, blocks of the output
+            kept += 2 * 2 * (1 - window / context) + 1
+        if m.value_embeddings and has_value_embedding(layer, m.depth):
+            kept += shared
+    kept += 3 + 2 * m.mlp_ratio  # gradients of one layer
+    return round(config.batch.rows * context * m.width * kept)
 
 
 def largest_rows(config: TrainingConfig, memory_bytes: int, backend: str) -> int | None:

@@ -19,6 +19,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(75))  # nothing has begun that could be lost
+
 from training import report
 from training.failure import Preempted, record
 from training.job import CHECKPOINTS, FACTS, METRICS, SUMMARY, Job, read_job
@@ -60,6 +63,12 @@ class Signals:
 
     def __init__(self) -> None:
         self.worker: subprocess.Popen[str] | None = None
+        self.seen = False
+
+    def check(self) -> None:
+        """Raises `Preempted` when a signal came whose own exception got lost, as in a callback it does."""
+        if self.seen:
+            raise Preempted("SIGTERM while nothing was being trained; what is prepared or trained is kept")
 
     def __enter__(self) -> Signals:
         self._before = signal.signal(signal.SIGTERM, self._on_signal)
@@ -69,9 +78,11 @@ class Signals:
         signal.signal(signal.SIGTERM, self._before)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.worker is None:
-            raise Preempted("SIGTERM while nothing was being trained; what is prepared or trained is kept")
-        self.worker.terminate()
+        if self.worker is not None:
+            self.worker.terminate()
+            return
+        self.seen = True
+        self.check()
 
 
 def run(job: Job, signals: Signals, started: float, *, resume: bool = False) -> dict[str, Any]:
@@ -83,10 +94,12 @@ def run(job: Job, signals: Signals, started: float, *, resume: bool = False) -> 
         prepared = data.prepare(job.config.data, job.workspace, allow_network=job.allow_network)
         seal = Seal.take(prepared)
         data_seconds = time.perf_counter() - started
+        signals.check()
         n = prepared.meta["tokens"]
         say(f"Data: {prepared.meta['corpus']}, {n['train']:,} tokens to train on, {n['validation']:,} to validate")
         facts = worker.train(prepared)
     score = evaluate(job, prepared, seal, facts)
+    signals.check()
     seconds = {"data_seconds": data_seconds, "total_seconds": time.perf_counter() - started}
     return facts | {"state": "succeeded", "data": prepared.fingerprint} | score | seconds  # what is ours comes last
 

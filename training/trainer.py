@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training import canary, checkpoint, report
+from training import canary, checkpoint, extras, report
 from training.budget import Clock
 from training.canary import Canary
 from training.data import PreparedData
@@ -35,6 +35,7 @@ from training.recipe_code import Builders, flops_of
 from training.report import Reporter, say
 from training.schedule import rates
 from training.score import Evaluation
+from training.size import saves_on_the_way
 from training.snapshot import Writer
 from training.trackers import Tracker
 from training.validation import ValidationCurve
@@ -58,6 +59,7 @@ class Trainer:
         self.group = group or Group()
         self.stop_requested = False
         config = self.config
+        extras.check(config, backend.kind)
         cache = job.workspace.cache_dir
         self.dtype_choice = self.group.first_then_others(lambda: backend.dtype_choice(config.dtype, cache))
         self.dtype = cast(torch.dtype, getattr(torch, self.dtype_choice.used))
@@ -230,18 +232,14 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.backend.synchronize()
-        self._template = self.optimizer.state_dict()
-        if self._saves_on_the_way() and self.group.first and not self.group.sharded:
+        if self.group.sharded:  # elsewhere it would only hold memory
+            self._template = self.optimizer.state_dict()
+        if saves_on_the_way(self.config) and self.group.first and not self.group.sharded:
             self.writer.reserve(self._content())
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(fresh)
         torch.set_rng_state(generator)
         self.warm_up_seconds = time.perf_counter() - started
-
-    def _saves_on_the_way(self) -> bool:
-        """Whether a checkpoint may come before the last."""
-        every, budget = self.config.checkpoint.every_seconds, self.config.budget
-        return every > 0 and (budget.kind != "seconds" or budget.amount > every)
 
     # -- evaluation and checkpoints --
 

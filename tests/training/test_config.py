@@ -23,6 +23,7 @@ from training.config import (
     to_toml,
     value_of,
 )
+from training.size import predict_memory
 from workspace.errors import LabError
 
 
@@ -50,12 +51,15 @@ def test_the_search_space_names_real_settings_and_allowed_values(tmp_path: Path)
             apply(TrainingConfig(), {key: value})
 
 
-@pytest.mark.parametrize("memory_gib", [None, 8, 16, 40, 80, 141])
-@pytest.mark.parametrize("backend", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("memory_gib", [None, 8, 16, 18, 24, 40, 48, 80, 96, 128, 141])
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "rocm", "hpu", "mps"])
 def test_what_is_suggested_is_valid_and_survives_as_text(tmp_path: Path, backend: str, memory_gib: int | None) -> None:
     changes = suggest(backend, memory_gib and memory_gib * GIBI)
     (tmp_path / "recipe.toml").write_text(default_recipe_toml(changes))
-    assert load_recipe(tmp_path) == apply(TrainingConfig(), changes)
+    config = apply(TrainingConfig(), changes)
+    assert load_recipe(tmp_path) == config
+    if memory_gib and backend != "cpu" and (backend != "hpu" or memory_gib >= 40):  # the smallest Gaudi has 32
+        assert predict_memory(config, backend).total < memory_gib * GIBI
 
 
 def test_toml_round_trip() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from training_support import small, workspace_with_text
 
 from training import corpus, data, tokens
@@ -246,22 +247,65 @@ def test_a_killed_preparation_leaves_nothing_that_is_believed(workspace: Workspa
 # -- rows --
 
 
-def test_rows_start_with_bos_cover_the_text_and_repeat_by_seed() -> None:
-    bos, context = 99, 8
-    ids = np.array([bos, *range(40), bos, *range(40, 60)])
-    loader = TrainingLoader(ids, context, bos, seed=1)
-    rows = loader.next(len(range(0, len(ids) - context, context)))
-    assert (rows[:, 0] == bos).all()
-    seen = set(rows[:, 1:].ravel().tolist())
-    assert set(range(50)) <= seen  # what is left after the last whole row comes with the next epoch's offset
-    np.testing.assert_array_equal(rows, TrainingLoader(ids, context, bos, seed=1).next(len(rows)))
-    assert not np.array_equal(rows, TrainingLoader(ids, context, bos, seed=2).next(len(rows)))
+BOS = 10_000
 
 
-@settings(max_examples=30)
+def text_of(lengths: list[int]) -> NDArray[np.integer]:
+    """Documents of these lengths, BOS included; no id occurs twice."""
+    ids = np.arange(sum(lengths))
+    ids[np.cumsum([0, *lengths[:-1]])] = BOS
+    return ids
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12), context=st.integers(2, 12), epochs=st.integers(0, 2)
+)
+def test_every_epoch_gives_every_token_once_in_full_rows(lengths: list[int], context: int, epochs: int) -> None:
+    ids = text_of([2 * context + 2, *lengths])
+    loader = TrainingLoader(ids, context, BOS, seed=1)
+    rows = loader.next(1)
+    while loader.state.epoch < epochs:  # into the epoch that is looked at
+        rows = loader.next(1)
+    while loader._next.epoch == epochs or loader.state.position < len(loader._rows):
+        rows = np.concatenate([rows, loader.next(1)])
+    assert (rows[:, 0] == BOS).all()
+    given_out = rows[rows != BOS]
+    assert len(set(given_out.tolist())) == len(given_out)
+    assert len(set(ids[ids != BOS].tolist()) - set(given_out.tolist())) < context + 1  # less than a row is left
+
+
+def test_documents_that_fit_are_not_cut() -> None:
+    lengths = [5, 4, 7, 2, 6, 3, 9] * 5
+    ids = text_of(lengths)
+    starts = np.flatnonzero(ids == BOS)
+    rows = TrainingLoader(ids, 8, BOS, seed=1).next(len(ids) // 9)
+    whole = sum(
+        any(str(ids[s : s + n].tolist())[1:-1] in str(row.tolist()) for row in rows)
+        for s, n in zip(starts, lengths, strict=True)
+    )
+    assert whole >= 0.8 * len(lengths)  # in a stream cut every 9 ids, about half are
+
+
+def test_rows_repeat_by_seed() -> None:
+    ids = text_of([20, 31, 5, 40])
+    rows = TrainingLoader(ids, 8, BOS, seed=1).next(20)
+    np.testing.assert_array_equal(rows, TrainingLoader(ids, 8, BOS, seed=1).next(20))
+    assert not np.array_equal(rows, TrainingLoader(ids, 8, BOS, seed=2).next(20))
+
+
+@settings(max_examples=30, deadline=None)
 @given(before=st.integers(0, 40), after=st.integers(1, 40))
-def test_a_restored_loader_goes_on_where_it_was(before: int, after: int) -> None:
+@pytest.mark.parametrize("group", [30, 2**25])
+def test_a_restored_loader_goes_on_where_it_was(group: int, before: int, after: int) -> None:
     ids = np.arange(100) % 50
+    ids[[0, 13, 40, 55, 90]] = 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.loader.GROUP_TOKENS", group)
+        _restored(ids, before, after)
+
+
+def _restored(ids: NDArray[np.integer], before: int, after: int) -> None:
     first = TrainingLoader(ids, 8, 50, seed=3)
     first.next(before)
     state = json.loads(json.dumps(first.state_dict()))

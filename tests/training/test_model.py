@@ -11,8 +11,9 @@ from training_support import small
 
 from training import size
 from training.config import TrainingConfig
+from training.elementwise import mix, norm, relu2, rotate, rotated_norm
 from training.loss import cross_entropy
-from training.model import GPT, attend, build_model, rotary_tables, rotate
+from training.model import GPT, attend, build_model, rotary_tables
 
 
 def trained(config: TrainingConfig) -> GPT:
@@ -96,9 +97,33 @@ def test_rotation_makes_products_depend_on_distance_only() -> None:
         torch.testing.assert_close(diagonal, diagonal[0].expand_as(diagonal))
 
 
+@pytest.mark.parametrize("part", ["norm", "rotated_norm", "relu2", "mix"])
+def test_gradients_written_by_hand_are_those_of_autograd(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(2, 16, 3, 8, requires_grad=True) for _ in range(2))
+    a, b = (torch.randn((), requires_grad=True) for _ in range(2))
+    cos, sin = rotary_tables(16, 8, 100.0)
+    calls = {
+        "norm": lambda: norm(x),
+        "rotated_norm": lambda: rotated_norm(x, cos, sin),
+        "relu2": lambda: relu2(x),
+        "mix": lambda: mix(x, y, a, b),
+    }
+    by_hand = calls[part]()
+    monkeypatch.setattr("training.elementwise._by_hand", lambda _: False)
+    plain = calls[part]()
+    assert type(by_hand.grad_fn) is not type(plain.grad_fn)
+    torch.testing.assert_close(by_hand, plain)
+    taken = (x, y, a, b) if part == "mix" else (x,)
+    weight = torch.randn(2, 3, 16, 8)  # the gradient comes transposed, as from attention
+    grads = [torch.autograd.grad((out.transpose(1, 2) * weight).sum(), taken) for out in (by_hand, plain)]
+    for ours, autograds in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, autograds)
+
+
 @pytest.mark.parametrize("softcap", [0.0, 15.0])
 def test_the_chunked_loss_is_the_plain_one(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.loss.LOSS_CHUNK_TOKENS", 7)  # the last chunk is a short one
+    monkeypatch.setattr("training.loss.loss_chunk_tokens", lambda *_, **__: 7)  # the last chunk is a short one
     torch.manual_seed(0)
     x = torch.randn(20, 8, requires_grad=True)
     weight = torch.randn(50, 8, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 from training_support import small
 
+from training import extras
 from training.model import GPT, build_model
 from training.optim import MuonAdamW, assert_each_once, build_optimizer, orthogonalize, parameter_groups, set_rates
 from training.schedule import rates
-from workspace.errors import Refused
+from workspace.errors import Refused, Unavailable
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
@@ -61,6 +63,41 @@ def test_adamw_is_torchs_without_decay() -> None:
         a.step()
         b.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_moments_in_less_memory_step_nearly_the_same(bits: int) -> None:
+    """With rows that are seldom used beside rows that always are: a root rounded to nothing would show."""
+    pytest.importorskip("torchao")
+    small_moments, exact = [torch.nn.Parameter(torch.zeros(60, 100)) for _ in range(2)]  # no whole number of blocks
+    common = {"name": "x", "kind": "adamw", "lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-10}
+    ours = MuonAdamW([common | {"params": [small_moments], "state_bits": bits, "offload": bits == 32}])
+    plain = MuonAdamW([common | {"params": [exact], "state_bits": 32, "offload": False}])
+    draw = torch.Generator().manual_seed(0)
+    for step in range(60):
+        grad = torch.randn(60, 100, generator=draw)
+        grad[1::2] *= float(step % 20 == 0)
+        small_moments.grad, exact.grad = grad.clone(), grad
+        before = small_moments.detach().clone()
+        ours.step()
+        plain.step()
+        assert (small_moments - before).abs().max() < 5 * 0.01
+        if step == 30:  # through a checkpoint
+            ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    held = sum(v.numel() * v.element_size() for v in ours.state[small_moments].values())
+    assert held < 0.27 * 8 * 6000 if bits == 8 else held >= 8 * 6000
+    torch.testing.assert_close(small_moments, exact, rtol=0, atol=1e-6 if bits == 32 else 0.01)
+
+
+def test_small_moments_where_they_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    extras.check(small(optimizer__offload=True), "cuda")
+    with pytest.raises(Refused, match="a CPU trains in the machine's memory"):
+        extras.check(small(optimizer__offload=True), "cpu")
+    with pytest.raises(Refused, match="sharded"):
+        small(optimizer__offload=True, parallel__kind="fsdp")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="torchao"):
+        extras.check(small(optimizer__state_bits=8), "cuda")
 
 
 def test_stacked_matrices_step_as_each_would_alone() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,19 @@ def test_sigterm_while_the_data_are_prepared(workspace: Workspace) -> None:
     assert told == "ended: SIGTERM while nothing was being trained; what is prepared or trained is kept\n"
     assert summary(folder)["state"] == "preempted"
     assert train_here(folder, "--resume") == 0  # there is no checkpoint: from the beginning
+
+
+def test_sigterm_while_the_modules_are_imported(workspace: Workspace) -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'training.failure': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "runpy.run_module('training.train', run_name='__main__')\n"
+    )
+    folder = run_folder(workspace, small())
+    assert subprocess.run([sys.executable, "-P", "-c", code, str(folder)], check=False, timeout=60).returncode == 75
 
 
 def _locks_opened(pid: int) -> str:

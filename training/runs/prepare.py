@@ -124,14 +124,15 @@ def _recipe(
     if request.args:
         raise Refused("args belong to a run of kind script", valid="overrides, config and recipe_dir")
     from training import config as configs
-    from training import size, trackers
+    from training import extras, size
 
     folder = request.recipe_dir or workspace.recipe_dir
     config: Any = request.config
     if config is None:
         config = configs.apply(configs.load_recipe(folder), request.overrides)
     configs.check(config)
-    trackers.check(config.tracker)
+    accelerator = next((d.backend for d in devices if d.trains), "cuda") if need.count else "cpu"
+    extras.check(config, accelerator)
     if need.count > 1 and config.parallel.kind == "none":
         raise Refused(
             f"gpu_count = {need.count}: this recipe trains on one accelerator",
@@ -153,7 +154,6 @@ def _recipe(
         "source": None,
     }
     if need.count:
-        accelerator = next((d.backend for d in devices if d.trains), "cuda")
         need = replace(need, predicted_bytes=size.predict_memory(config, accelerator).total)
     return Prepared(run, need, config=config.model_dump(mode="json"), recipe=_recipe_files(folder))
 
