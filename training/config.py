@@ -160,6 +160,7 @@ class TrainingConfig(Section):
     profile: ProfileConfig = ProfileConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="initial weights and order of the rows")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number format of the matrix products")
+    deterministic: bool = Field(False, description="the same bits each time on a GPU too; slower")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto = where it pays")
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         "none", description="where metrics are mirrored to, beside the run's own files"

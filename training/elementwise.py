@@ -57,7 +57,7 @@ def mix(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _inverse_rms(x: Tensor) -> Tensor:
     """(..., C) -> (..., 1)."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.square_().div_(x.size(-1)).add_(EPS).rsqrt_()
+    return cast(Tensor, length.square_().div_(x.size(-1)).add_(EPS).rsqrt_())
 
 
 def _norm_gradient(g: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class _ReLU2(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
-        return (grad_outputs[0] * positive).mul_(2)
+        return cast(Tensor, (grad_outputs[0] * positive).mul_(2))
 
 
 class _Mix(torch.autograd.Function):

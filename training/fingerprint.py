@@ -27,6 +27,7 @@ WITHOUT_EFFECT = {
     "seed": "another draw of the same experiment: a replicate",
     "batch.rows": "how a step is divided to fit into memory; the gradients are summed over all parts",
     "compile": "speed, not mathematics",
+    "deterministic": "which of several orders of summation is taken",
     "evaluation.quick_bytes": "a glance during the run; the result is the final evaluation's",
     "evaluation.quick_count": "a glance during the run; the clock stands still meanwhile",
     "evaluation.sample_tokens": "text for people at the end",

@@ -6,6 +6,7 @@ divides by a root that was rounded to nothing.
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import cache
 from typing import Any, cast
@@ -63,9 +64,7 @@ def step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
 
 
 def _library() -> Any:
-    import torchao.optim.quant_utils as library
-
-    return library
+    return importlib.import_module("torchao.optim.quant_utils")
 
 
 @cache

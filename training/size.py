@@ -149,7 +149,8 @@ def _kept_by_hand(config: TrainingConfig) -> int:
         if m.value_embeddings and has_value_embedding(layer, m.depth):
             kept += shared
     kept += 3 + 2 * m.mlp_ratio  # gradients of one layer
-    return round(config.batch.rows * context * m.width * kept)
+    masks = sum(2 * window * window for window in windows(config) if window < context)  # as numbers, one a layer
+    return round(config.batch.rows * context * m.width * kept) + masks
 
 
 def largest_rows(config: TrainingConfig, memory_bytes: int, backend: str) -> int | None:

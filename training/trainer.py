@@ -60,6 +60,8 @@ class Trainer:
         self.stop_requested = False
         config = self.config
         extras.check(config, backend.kind)
+        if config.deterministic:
+            backend.deterministic()
         cache = job.workspace.cache_dir
         self.dtype_choice = self.group.first_then_others(lambda: backend.dtype_choice(config.dtype, cache))
         self.dtype = cast(torch.dtype, getattr(torch, self.dtype_choice.used))

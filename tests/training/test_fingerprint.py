@@ -45,7 +45,7 @@ def other_value(config: TrainingConfig, key: str) -> dict[str, Any]:
     value, field = value_of(config, key), dict(knobs())[key]
     if isinstance(value, bool):
         return {key: not value}
-    if isinstance(value, int):
+    if isinstance(value, int) and field.annotation is int:
         return {key: value + 1}
     if isinstance(value, float):
         return {key: value * 0.9 if value else 0.5}

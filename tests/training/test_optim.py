@@ -81,12 +81,12 @@ def test_moments_in_less_memory_step_nearly_the_same(bits: int) -> None:
         before = small_moments.detach().clone()
         ours.step()
         plain.step()
-        assert (small_moments - before).abs().max() < 5 * 0.01
+        assert (small_moments - before).abs().max() < 2 * 0.01
         if step == 30:  # through a checkpoint
             ours.load_state_dict(copy.deepcopy(ours.state_dict()))
     held = sum(v.numel() * v.element_size() for v in ours.state[small_moments].values())
     assert held < 0.27 * 8 * 6000 if bits == 8 else held >= 8 * 6000
-    torch.testing.assert_close(small_moments, exact, rtol=0, atol=1e-6 if bits == 32 else 0.01)
+    assert (small_moments - exact).norm() < (1e-6 if bits == 32 else 0.05) * exact.norm()
 
 
 def test_small_moments_where_they_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

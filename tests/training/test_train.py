@@ -104,6 +104,12 @@ def test_a_run_from_start_to_summary(workspace: Workspace) -> None:
     assert told.stdout.startswith("the cat")
 
 
+def test_deterministic_algorithms_are_there_for_all_we_do(workspace: Workspace) -> None:
+    """An operation without one would raise. Also under autocast, which takes other paths."""
+    folder = run_folder(workspace, small(deterministic=True, dtype="bfloat16", model__kv_share=2))
+    assert train(folder).returncode == 0
+
+
 def test_a_seeded_run_repeats_bit_by_bit_and_another_seed_differs(workspace: Workspace) -> None:
     folders = [run_folder(workspace, small(seed=seed), name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     assert [train_here(folder) for folder in folders] == [0, 0, 0]

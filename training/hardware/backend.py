@@ -59,6 +59,15 @@ class Backend:
         if self.kind != "cpu":
             self._module().synchronize()
 
+    def deterministic(self) -> None:
+        """Only algorithms that give the same bits each time, for the rest of this process; an operation without one
+        raises RuntimeError. As in pytorch/torchtitan, distributed/utils.py:set_determinism.
+        """
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product on a GPU is made
+        torch.use_deterministic_algorithms(True)
+        _torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.cudnn.benchmark = False
+
     def reset_peak_memory(self) -> None:
         if self.kind in ("cuda", "rocm", "hpu"):
             self._module().reset_peak_memory_stats()
