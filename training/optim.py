@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def orthogonalize(g: Tensor, steps: int) -> Tensor:
     for a, b, c in POLAR_EXPRESS[:steps]:
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return cast(Tensor, (x.mT if tall else x).to(g.dtype))
+    return (x.mT if tall else x).to(g.dtype)
 
 
 def muon_step(parameters: list[Tensor], state: dict[str, Tensor], group: dict[str, Any]) -> None:
