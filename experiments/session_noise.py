@@ -7,7 +7,9 @@ of one run, is chosen from `DRIFTS` by likelihood. Single scores far off count l
 
 The noise comes from neighbours in time, so that drift does not pass for noise: differences of successive controls
 for the noise of a run, and, for the noise of a pair, differences of candidate and control run side by side in earlier
-experiments, around the mean of each.
+experiments, around the mean of each. Where the question is only whether to go on, the noise is a robust scale of
+the same deviations (Huber's proposal 2, 1964, Ann. Math. Stat. 35:73): a few runs gone astray, or a jump between
+neighbours, would make every gain look too small to find. Where a change may be kept, it is their plain variance.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from experiments.rule import Role, Rule
 
 DRIFTS = (0.02, 0.1, 0.33)  # variance of the level's step from run to run, in units of a run's own variance
+CLIP, CLIPPED_SQUARE = 1.5, 0.7785  # a deviation counts up to so many SDs; E min(Z^2, CLIP^2) of a normal Z
 HUBER = 2.5  # standard deviations from which a control counts less
 LONGEST_GAP = 4  # runs between two controls whose difference still tells of noise rather than of drift
 MEMORY = 100  # runs; older ones say little about now
@@ -50,11 +53,13 @@ class SessionNoise(BaseModel):
     run_freedom: float = 0.0
     pair_squares: float = 0.0  # the same for the difference of a pair
     pair_freedom: float = 0.0
+    deviations: tuple[float, ...] = ()  # what the squares are made of, each as large as those of one run
 
     def missing(self, rule: Rule) -> int:
-        """Controls to make before a candidate can be compared."""
+        """Controls to make before a candidate can be compared: to know the level, what it is now, and the noise."""
         stale = not self.controls or self.position - self.controls[-1][0] >= rule.stale_after
-        return max(rule.min_controls - len(self.controls), int(stale))
+        unknown = math.ceil(rule.min_controls - 1 - self.run_freedom)
+        return max(rule.min_controls - len(self.controls), int(stale), unknown)
 
     def with_controls(self, values: Sequence[float]) -> SessionNoise:
         """The same after further controls, made one after another."""
@@ -63,13 +68,15 @@ class SessionNoise(BaseModel):
         at = self.position
         seen = [*self.controls, *((at + i, value) for i, value in enumerate(values, 1))]
         steps = itertools.pairwise(seen[max(0, len(self.controls) - 1) :])
-        close = [b[1] - a[1] for a, b in steps if 0 < b[0] - a[0] <= LONGEST_GAP]
+        near = [(b[0] - a[0], b[1] - a[1]) for a, b in steps if 0 < b[0] - a[0] <= LONGEST_GAP]
+        close = [difference for _, difference in near]
         return self.model_copy(
             update={
                 "position": at + len(values),
                 "controls": tuple(seen),
                 "run_squares": self.run_squares + math.fsum(d * d for d in close) / 2,
                 "run_freedom": self.run_freedom + len(close),
+                "deviations": (*self.deviations, *(d / math.sqrt(2) for gap, d in near if gap == 1)),
             }
         )
 
@@ -89,9 +96,14 @@ class SessionNoise(BaseModel):
         start = min(PRIOR_WEIGHT, self.run_freedom) * 2 * self.run_variance
         return (start + self.pair_squares) / self.pair_knowledge if self.pair_knowledge else 0.0
 
+    def usual_sd(self, pairs: Sequence[float] = ()) -> float:
+        """Of one run, whatever a few runs gone astray did. `pairs`: differences of this experiment's own."""
+        deviations = [*self.deviations, *_run_deviations(pairs)]
+        return robust_scale(deviations) or math.sqrt(self.run_variance)
+
     def level(self, at: int) -> tuple[float, float, float]:
         """Of the parent at position `at`: value, its variance and the drift per run, both in variances of a run."""
-        variance = self.run_variance
+        variance = self.usual_sd() ** 2
         best = (-math.inf, 0.0, 0.0, 0.0)
         for drift in DRIFTS:
             best = max(best, _filter(self.controls, at, variance, drift))
@@ -129,15 +141,17 @@ def session_noise(runs: Iterable[Measured], recipe: str, rule: Rule) -> SessionN
     last: dict[str, tuple[int, int, float]] = {}
     half: dict[tuple[str, int], float] = {}
     gains: dict[str, list[float]] = {}
-    squares, freedom = 0.0, 0
+    steps: list[float] = []
+    deviations: list[float] = []
     for position, run in enumerate(recent, 1):
         if run.role == "control":
             if run.recipe == recipe:
                 controls.append((position, run.value))
             before = last.get(run.recipe)
             if before is not None and position - before[0] <= LONGEST_GAP and before[1] != run.seed:
-                squares += (run.value - before[2]) ** 2 / 2
-                freedom += 1
+                steps.append((run.value - before[2]) / math.sqrt(2))
+                if position - before[0] == 1:
+                    deviations.append(steps[-1])
             last[run.recipe] = (position, run.seed, run.value)
         if run.replicate >= rule.min_controls:
             key = (run.experiment, run.replicate)
@@ -151,11 +165,35 @@ def session_noise(runs: Iterable[Measured], recipe: str, rule: Rule) -> SessionN
     return SessionNoise(
         position=len(recent),
         controls=tuple(controls),
-        run_squares=squares,
-        run_freedom=freedom,
+        run_squares=math.fsum(step * step for step in steps),
+        run_freedom=len(steps),
         pair_squares=math.fsum(squared_deviations(group) for group in gains.values()),
         pair_freedom=sum(len(group) - 1 for group in gains.values()),
+        deviations=(*deviations, *(deviation for group in gains.values() for deviation in _run_deviations(group))),
     )
+
+
+def _run_deviations(gains: Sequence[float]) -> list[float]:
+    """Of differences of pairs from their mean, each scaled to the SD of one run."""
+    count = len(gains)
+    if count < 2:
+        return []
+    middle, scale = mean(gains), math.sqrt(count / (count - 1) / 2)
+    return [scale * (gain - middle) for gain in gains]
+
+
+def robust_scale(deviations: Sequence[float]) -> float:
+    """The SD with mean(min(d^2 / SD^2, CLIP^2)) = CLIPPED_SQUARE; 0 where most deviations are 0."""
+    squares = sorted(deviation * deviation for deviation in deviations)
+    within = math.fsum(squares)
+    for clipped, largest in enumerate(reversed(squares)):
+        left = CLIPPED_SQUARE * len(squares) - CLIP * CLIP * clipped
+        if left <= 0:
+            break
+        if largest <= CLIP * CLIP * within / left:
+            return math.sqrt(max(0.0, within / left))
+        within -= largest
+    return 0.0
 
 
 def mean(values: Sequence[float]) -> float:

@@ -129,15 +129,15 @@ def _compare_first(rule: Rule, noise: SessionNoise, sign: float, runs: Runs) -> 
     if beside is not None:
         noise = noise.model_copy(update={"controls": (*noise.controls, (here + 1, beside))})
     level, spread, _ = noise.level(here)
-    variance = noise.run_variance
+    usual = noise.usual_sd()
     return _numbers(
         rule,
         sign * (runs.candidate[0] - level),
-        variance * (1 + spread),
+        usual * usual * (1 + spread),
         noise.run_freedom or 1.0,
-        math.sqrt(noise.pair_variance / 2),
+        usual,
         (len(noise.controls), 1, level, runs.candidate[0]),
-        "screen" if variance else "exact",
+        "screen" if usual else "exact",
     )
 
 
@@ -148,7 +148,7 @@ def _compare_pairs(rule: Rule, noise: SessionNoise, sign: float, pairs: Sequence
     weight = min(PRIOR_FREEDOM, noise.pair_knowledge) if prior else 0.0
     freedom = weight + count - 1
     variance = (weight * prior + own) / freedom if freedom else 0.0
-    usual = math.sqrt(variance / 2)
+    usual = noise.usual_sd(gains) or math.sqrt(variance / 2)
     if count > 1 and own / (count - 1) > OWN_SCATTER * prior:
         variance, freedom = own / (count - 1), count - 1.0
     return _numbers(

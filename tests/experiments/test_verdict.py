@@ -71,7 +71,7 @@ def test_the_interval_of_pairs_is_the_textbook_one_where_nothing_else_is_known()
 
     control, candidate = [1.0, 1.2, 0.9, 1.1], [0.9, 1.15, 0.85, 1.0]
     pairs = list(zip(control, candidate, strict=True))
-    noise = SessionNoise(position=4, controls=((1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)))  # of no measured scatter
+    noise = SessionNoise(position=4, controls=((1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)), run_freedom=3.0)  # no scatter
     numbers = verdict(0.9, pairs, controls=(), noise=noise).numbers
     assert numbers is not None
     test = stats.ttest_rel(control, candidate)
