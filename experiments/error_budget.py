@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # of the proposals without effect, the share that gets past the first look at most (measured: `lab-mcp simulate`)
-PASSES = 0.3
-FIRST_BLOCK = 0.75  # of the total, for the planned proposals; each block of as many after that halves the rest
+PASSES = 0.25
+FIRST_BLOCK = 0.9  # of the total, for the planned proposals; each block of as many after that halves the rest
 SMALLEST = 1e-12  # what is given where nothing is left: no keep is possible
 LONE_PLANNED = 80  # experiments outside a campaign: as many a week before it gets harder
 

@@ -31,9 +31,9 @@ class Rule:
     """Fixed, with the record, before an experiment starts."""
 
     alpha: float = ErrorBudget().allot(())  # chance of a keep without effect, over all looks: from the error budget
-    first_confidence: float = 0.955  # one-sided, at the looks before the pairs: a gain worth finding is ruled out
+    first_confidence: float = 0.95  # one-sided, at the looks before the pairs: a gain worth finding is ruled out
     discard_confidence: float = 0.99  # the same at each look at the pairs
-    resolution: float = 3.0  # gains below this many standard deviations of a run are not searched for
+    resolution: float = 2.9  # gains below this many standard deviations of a run are not searched for
     min_controls: int = 4  # of the parent, in this session, before a candidate is compared with them
     stale_after: int = 4  # runs; then the newest control of the session is too old to compare a candidate with
     min_pairs: int = 3  # before a keep is possible

@@ -11,7 +11,9 @@ Then pairs of fresh runs are made side by side, and the mean of their difference
 variance of a difference is estimated from this experiment's pairs and those of the session before it, which count for
 at most `PRIOR_FREEDOM` degrees of freedom (a moderated t; Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3). Where this
 candidate's own pairs scatter `OWN_SCATTER` times as much as that, they are judged by their own variance with their
-own degrees of freedom. The seed of both runs of a pair is the same, so what it does to both cancels.
+own degrees of freedom. Whether a gain can be ruled out is asked with the usual noise (`SessionNoise.usual_sd`), so
+that a run gone astray neither hides a gain nor makes a hopeless change cost more runs. The seed of both runs of a
+pair is the same, so what it does to both cancels.
 
     keep          lower bound > 0  and  estimate >= smallest effect, after `min_pairs` or more
     discard       the upper bound (one-sided, at the confidence of that look) < smallest effect
@@ -149,7 +151,8 @@ def _compare_pairs(rule: Rule, noise: SessionNoise, sign: float, pairs: Sequence
     freedom = weight + count - 1
     variance = (weight * prior + own) / freedom if freedom else 0.0
     usual = noise.usual_sd(gains) or math.sqrt(variance / 2)
-    if count > 1 and own / (count - 1) > OWN_SCATTER * prior:
+    wild = count > 1 and own / (count - 1) > OWN_SCATTER * prior
+    if wild:
         variance, freedom = own / (count - 1), count - 1.0
     return _numbers(
         rule,
@@ -159,6 +162,7 @@ def _compare_pairs(rule: Rule, noise: SessionNoise, sign: float, pairs: Sequence
         usual,
         (count, count, mean([a for a, _ in pairs]), mean([b for _, b in pairs])),
         "pairs" if variance else "exact",
+        usual_scatter=not wild,
     )
 
 
@@ -179,19 +183,22 @@ def _numbers(
     noise_sd: float,
     counts_and_means: tuple[int, int, float, float],
     method: Method,
+    *,
+    usual_scatter: bool = False,
 ) -> Numbers:
-    """`variance`: of the effect."""
+    """`variance`: of the effect. `usual_scatter`: of pairs that scatter as those of the session do."""
+    n_control, n_candidate, control_mean, candidate_mean = counts_and_means
     error = math.sqrt(variance)
+    usual = min(error, noise_sd * math.sqrt(2 / n_candidate)) if usual_scatter else error
     half = _quantile(df, 1 - rule.look_alpha) * error
     reach_level = rule.first_confidence if method == "screen" else rule.discard_confidence
-    n_control, n_candidate, control_mean, candidate_mean = counts_and_means
     return Numbers(
         effect=effect,
         low=effect - half,
         high=effect + half,
         level=rule.level,
         error=error,
-        reach=effect + _quantile(df, reach_level) * error,
+        reach=effect + _quantile(df, reach_level) * usual,
         reach_level=reach_level,
         noise_sd=noise_sd,
         df=df,

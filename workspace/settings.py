@@ -120,7 +120,7 @@ class ExperimentSettings(Section):
         description="that a whole campaign, or a week of single experiments, keeps nothing by chance",
     )
     resolution: float = Field(
-        3.0, ge=0, le=20, description="gains under this many noise SDs are not searched for; 0: down to smallest_effect"
+        2.9, ge=0, le=20, description="gains under this many noise SDs are not searched for; 0: down to smallest_effect"
     )
 
 
