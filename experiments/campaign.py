@@ -76,10 +76,11 @@ class CampaignStep(Frozen):
 
 
 class Attempt(Frozen):
-    """One question put to a model, and what became of it."""
+    """One question put to a model, and what became of it. Written before it is asked, and again when it is answered."""
 
     at: str
     model: str
+    open: bool = Field(False, description="asked, and no answer noted (yet): money is the most it can have cost")
     problem: str | None = Field(None, description="why the answer could not be used")
     text: str = Field("", description="the beginning of an answer that could not be used")
     input_tokens: int = 0
@@ -124,6 +125,7 @@ class CampaignRecord(Frozen):
     seed: int = 0
     created_at: str
     ended_at: str | None = None
+    stopped_by: str | None = Field(None, description="who stopped it before its budget was used up")
     session: str | None = None
     conversation: str | None = None
     steps: list[CampaignStep] = []

@@ -83,11 +83,18 @@ class CampaignLedger:
             self._insert_proposal(tx, proposal)
         self._mirror_proposal(proposal)
 
-    def attempt(self, proposal: Proposal, attempt: Attempt) -> Proposal:
-        """Add one question that was put to a model: what it cost is spent, whatever comes of it."""
+    def attempt(self, proposal: Proposal, attempt: Attempt | None) -> Proposal:
+        """Add one question put to a model; its answer takes the place of its intent. None: it never got there.
+
+        An intent that a kill left behind stays and counts: the answer may have been paid for.
+        """
         with self.database.transaction() as tx:
             now = self._proposal(tx, proposal)
-            return self._replace(tx, now.model_copy(update={"attempts": [*now.attempts, attempt]}))
+            kept = list(now.attempts)
+            if (attempt is None or not attempt.open) and kept and kept[-1].open:
+                kept.pop()
+            kept += [attempt] if attempt is not None else []
+            return self._replace(tx, now.model_copy(update={"attempts": kept}))
 
     def settle(self, proposal: Proposal, **changes: Any) -> Proposal:
         """Change a proposal's state, answer, experiment."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import hypothesis
 from experiments.breaker import barren, same_crash, stagnant
-from experiments.campaign import PROPOSERS, Budget, CampaignRecord, Proposal, ProposerName, Spent
+from experiments.campaign import PROPOSERS, Attempt, Budget, CampaignRecord, Proposal, ProposerName, Spent
 from experiments.campaign_ledger import KIND, CampaignLedger
 from experiments.campaign_view import CampaignView, hours, view
 from experiments.lab import Experiments
@@ -147,7 +147,7 @@ class Campaigns:
             record = self.get(campaign)
             if record.state == "ended":
                 raise Refused(f"{campaign} has ended already ({record.why})", fix="nothing to do")
-            ended = self._end(record, f"stopped: {why}")
+            ended = self._end(record, f"stopped: {why}", stopped_by=by)
         for experiment in self._open(campaign):
             self.experiments.cancel(experiment.id, by)
         return ended
@@ -162,7 +162,8 @@ class Campaigns:
                 if not record.budget.used_up(self.spent(record)):
                     raise Refused(f"{campaign} has ended ({record.why})", fix="start a new campaign")
                 self._only_one()
-                return self.ledger.step(record, "extended", words, budget=budget, state="running", ended_at=None)
+                return self.ledger.step(record, "extended", words, budget=budget, state="running", ended_at=None,
+                                        stopped_by=None)  # fmt: skip
             return self.ledger.step(record, "extended", words, budget=budget)
 
     def admit(self, campaign: str, key: str | None = None) -> dict[str, Any]:
@@ -361,7 +362,7 @@ class Campaigns:
             note=lambda attempt: self._note(proposal, attempt),
         )
 
-    def _note(self, proposal: Proposal, attempt: Any) -> None:
+    def _note(self, proposal: Proposal, attempt: Attempt | None) -> None:
         self.ledger.attempt(proposal, attempt)
 
     def _program(self) -> str:
@@ -375,11 +376,11 @@ class Campaigns:
             if self.get(record.id).state == "running":
                 self.ledger.step(record, "paused", why, state="paused")
 
-    def _end(self, record: CampaignRecord, why: str) -> CampaignRecord:
+    def _end(self, record: CampaignRecord, why: str, stopped_by: str | None = None) -> CampaignRecord:
         """`_changing` is held."""
         if record.state == "ended":
             return record
-        return self.ledger.step(record, "ended", why, state="ended", ended_at=clock.now())
+        return self.ledger.step(record, "ended", why, state="ended", ended_at=clock.now(), stopped_by=stopped_by)
 
 
 def _proposer(name: str) -> ProposerName:

@@ -88,10 +88,14 @@ def _experiment_line(record: ExperimentRecord) -> str:
 def _campaign(lab: Lab, campaign_id: str) -> Work:
     found = lab.campaigns.look(campaign_id)
     tried = sum(found.counts.values())
+    state: WorkState = "completed" if found.state == "ended" else "working"
+    if found.state == "ended" and lab.campaigns.get(campaign_id).stopped_by:
+        state = "cancelled"
+    how = f"{found.state} ({found.why})" if found.why else found.state
     return Work(
         id=found.campaign_id,
-        state="completed" if found.state == "ended" else "working",
-        message=f"{found.campaign_id} {found.state}, {tried} experiments judged, best {found.best or 'none yet'}",
+        state=state,
+        message=f"{found.campaign_id} {how}, {tried} experiments judged, best {found.best or 'none yet'}",
         created_at=found.created_at,
         updated_at=found.ended_at or clock.now(),
         answer=campaigns.RunCampaignResult(

@@ -13,6 +13,8 @@ class LabError(Exception):
     `str(error)` joins the three; it never carries a secret or a path outside the workspace.
     """
 
+    may_have_worked: bool = False  # what was asked for may have been done (and be paid for) all the same
+
     def __init__(self, problem: str, *, valid: str | None = None, fix: str | None = None) -> None:
         self.problem = problem
         self.valid = valid

@@ -130,7 +130,9 @@ def _once(
         text = f"no answer within {timeout_s:.0f} s"
         if method == "GET" or isinstance(error, httpx2.ConnectTimeout):
             raise _Passing(text) from error
-        raise Unavailable(f"{host_of(url)}: {text}") from error  # it may still be working on it: asked once only
+        late = Unavailable(f"{host_of(url)}: {text}")  # it may still be working on it: asked once only
+        late.may_have_worked = True
+        raise late from error
     except httpx2.TransportError as error:
         raise _Passing(_words(error)) from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:

@@ -12,11 +12,12 @@ from experiments.proposers import prompt
 from experiments.proposers.port import Answer, Malformed, Question
 from workspace import clock
 from workspace.chat import Message, Reply
-from workspace.errors import Refused
+from workspace.errors import LabError, Refused
 from workspace.secrets import mask
 from workspace.settings import ProposerSettings
 
 TRIES = 2  # a malformed answer costs one more question
+CHARACTERS_A_TOKEN = 2  # at least, whatever the language
 KEPT = 2000  # characters of an answer that could not be used
 Ask = Callable[[Sequence[Message]], tuple[Reply, float]]  # the answer and the money it cost
 
@@ -55,7 +56,14 @@ class Asking:
         for _ in range(len(failed), TRIES):
             self._cap(question)
             self.pace.wait()
-            reply, money = ask(messages)
+            # before it is asked: a kill between question and answer must not make the answer free
+            question.note(self._intent(name, messages))
+            try:
+                reply, money = ask(messages)
+            except LabError as error:
+                if not error.may_have_worked:
+                    question.note(None)
+                raise
             question.spent_now += money
             try:
                 claim = prompt.parse(reply.text, patches=self.settings.patches)
@@ -73,6 +81,13 @@ class Asking:
                 question.note(_attempt(reply, money, None))
                 return Answer(name, claim)
         raise Malformed(f"{name} gave {TRIES} answers that cannot be used; the last: {problem}")
+
+    def _intent(self, name: str, messages: Sequence[Message]) -> Attempt:
+        """What the question costs at most: as many tokens as half its characters, and the longest answer."""
+        s = self.settings
+        tokens = sum(len(message.text) for message in messages) // CHARACTERS_A_TOKEN
+        most = (tokens * s.price_input + s.answer_tokens * s.price_output) / 1e6
+        return Attempt(at=clock.now(), model=name[:100], open=True, money=most)
 
     def _cap(self, question: Question) -> None:
         """Raises `Refused`, which pauses the campaign, when the money for answers is spent."""

@@ -102,7 +102,9 @@ class ClaudeCodeProposer:
         try:
             output, errors = process.communicate(text, timeout=s.timeout_seconds)
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"Claude Code gave no answer within {s.timeout_seconds:.0f} s") from error
+            late = Unavailable(f"Claude Code gave no answer within {s.timeout_seconds:.0f} s")
+            late.may_have_worked = True
+            raise late from error
         finally:
             with contextlib.suppress(ProcessLookupError):  # its own children too: the bridge it started
                 os.killpg(process.pid, signal.SIGKILL)

@@ -39,7 +39,8 @@ class Question:
     money_left: float | None = None
     answers_cost: float = 0.0  # money the models' answers have cost this campaign
     spent_now: float = 0.0  # and those to this very question
-    note: Callable[[Attempt], None] = field(default=lambda attempt: None)  # stores what a question cost, at once
+    # stores an intent to ask (`open`) or what came of it, at once; None: the last intent came to nothing
+    note: Callable[[Attempt | None], None] = field(default=lambda attempt: None)
 
 
 @dataclass(frozen=True)

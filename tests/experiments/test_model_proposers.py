@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from campaigns_bench import CampaignBench, landscape
+from experiments_bench import Killed
 from loopback import Answer, Asked, Loopback, in_turn
 
-from experiments.campaign import Budget
+from experiments.campaign import Attempt, Budget, Proposal
+from experiments.campaign_ledger import CampaignLedger
 from experiments.proposers.choose import proposers
 from experiments.proposers.claude_code import OTHER_TOOLS, READING_TOOLS
 from lab_mcp.compose import all_tools
@@ -177,6 +180,54 @@ def test_spending_stops_at_the_cap(tmp_path: Path) -> None:
     view = bench.campaigns.list()[0]
     assert view.state == "paused" and "the cap of one campaign is 2.5" in str(view.why)
     assert len(server.asked) == 3 and view.spent.money == pytest.approx(3.0)
+
+
+def test_an_answer_that_a_kill_kept_from_us_is_counted_at_its_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = {"price_input": 1.0, "price_output": 1000.0, "answer_tokens": 1000, "spending_cap": 2.5}
+
+    def killed(self: CampaignLedger, proposal: Proposal, attempt: Attempt | None) -> Proposal:
+        if attempt is None or not attempt.open:
+            raise Killed("between the answer and its note")
+        return noted(self, proposal, attempt)
+
+    noted = CampaignLedger.attempt
+    with Loopback(in_turn(*[says(proposal(0.002 * n)) for n in range(3, 20)])) as server:
+        bench = bench_for(tmp_path / "lab", server.url, **prices)
+        bench.start(10, proposer="llm")
+        for asked in (1, 2):
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(CampaignLedger, "attempt", killed)
+                bench.run_out()
+            bench.database.close()
+            bench.again()
+            assert len(server.asked) == asked
+            assert bench.campaigns.look("camp-0001").spent.money == pytest.approx(asked, rel=0.02)
+        bench.run_out()
+    view = bench.campaigns.look("camp-0001")
+    assert view.state == "paused" and "the cap of one campaign is 2.5" in str(view.why)
+    # two at their most (1.0 each), then answers of 0.201 until the cap
+    assert len(server.asked) == 2 + 3 and view.spent.money == pytest.approx(2.6, abs=0.05)
+
+
+def test_a_question_that_never_arrived_costs_nothing_and_one_that_came_too_late_its_most(tmp_path: Path) -> None:
+    def slow(asked: Asked) -> Answer:
+        time.sleep(0.5)
+        return says(proposal(0.03))
+
+    with Loopback(slow) as server:
+        bench = bench_for(tmp_path / "lab", server.url, price_output=1000.0, answer_tokens=1000, timeout_seconds=0.1)
+        bench.start(1, proposer="llm")
+        bench.step()
+        bench.step()
+        assert bench.campaigns.look("camp-0001").spent.money == pytest.approx(1.0)
+    bench = bench_for(tmp_path / "other", server.url, price_output=1000.0, answer_tokens=1000)  # it is gone
+    bench.start(1, proposer="llm")
+    bench.step()
+    bench.step()
+    view = bench.campaigns.look("camp-0001")
+    assert "cannot be reached" in str(view.waiting_for) and view.spent.money == 0
 
 
 def test_what_a_server_refuses_pauses_the_campaign(tmp_path: Path) -> None:

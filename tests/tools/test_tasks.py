@@ -149,7 +149,17 @@ async def test_a_campaign_is_a_task_from_its_start_to_its_end(opened: Lab) -> No
         assert looked.structured_content["campaigns"][0]["campaign_id"] == "camp-0001", "a look begins no task"
         await ask(client.session, "tasks/cancel", "camp-0001", Result)
         state = await ask(client.session, "tasks/get", "camp-0001")
-        assert state.status == "completed"
+        assert state.status == "cancelled" and "stopped: cancelled by the client" in state.status_message
+
+
+async def test_a_campaign_whose_budget_is_used_up_is_a_completed_task(opened: Lab) -> None:
+    start = {"action": "start", "goal": "lower val_bpb", "smallest_effect": 0.01, "hours": 1e-9}
+    async with Client(build_server(compose.all_tools(), opened), extensions=[Offer()]) as client:
+        await begin(client, "run_campaign", start)
+        while opened.campaigns.busy():
+            await anyio.to_thread.run_sync(opened.campaigns.tick)
+        state = await ask(client.session, "tasks/get", "camp-0001")
+        assert state.status == "completed" and "budget of 1e-09 hours is used up" in state.status_message
         assert state.result["structuredContent"]["campaigns"][0]["state"] == "ended"
 
 
