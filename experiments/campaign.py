@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.final_audit import FinalAudit
 from experiments.hypothesis import Direction
 from experiments.record import Frozen
 from workspace.errors import Refused
@@ -67,7 +68,7 @@ class Spent(Frozen):
 
 
 class CampaignStep(Frozen):
-    """Something that happened to a campaign: started, paused, resumed, extended, stagnation, ended."""
+    """Something that happened to a campaign: started, paused, resumed, extended, stagnation, ended, audited."""
 
     name: str
     at: str
@@ -128,4 +129,5 @@ class CampaignRecord(Frozen):
     stopped_by: str | None = Field(None, description="who stopped it before its budget was used up")
     session: str | None = None
     conversation: str | None = None
+    audit: FinalAudit | None = Field(None, description="its best on text no decision has seen; made when it has ended")
     steps: list[CampaignStep] = []

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from experiments.campaign import Attempt, CampaignRecord, CampaignStep, Proposal
+from experiments.final_audit import FinalAudit
 from workspace import clock, durable
 from workspace.database import Database
 from workspace.ids import number
@@ -74,6 +75,18 @@ class CampaignLedger:
                 (changed.state, changed.model_dump_json(), record.id),
             )
             self.outbox.post(tx, "campaign.changed", {"campaign": record.id, "step": len(changed.steps) - 1})
+        self._mirror(changed)
+        return changed
+
+    def audited(self, record: CampaignRecord, audit: FinalAudit) -> CampaignRecord:
+        """Store how far the audit of a campaign's best is; what came of it is a step."""
+        if audit.state != "due":
+            return self.step(record, "audited", audit.sentence(), audit=audit)
+        with self.database.transaction() as tx:
+            row = tx.execute("SELECT document FROM campaigns WHERE id = ?", (record.id,)).fetchone()
+            now = CampaignRecord.model_validate_json(row["document"])
+            changed = now.model_copy(update={"audit": audit})
+            tx.execute("UPDATE campaigns SET document = ? WHERE id = ?", (changed.model_dump_json(), record.id))
         self._mirror(changed)
         return changed
 
@@ -142,6 +155,14 @@ class CampaignLedger:
         """Newest first."""
         rows = self.database.query(
             "SELECT document FROM campaigns WHERE ? IN (state, '') ORDER BY number DESC LIMIT ?", (state or "", limit)
+        )
+        return [CampaignRecord.model_validate_json(row["document"]) for row in rows]
+
+    def to_audit(self) -> Sequence[CampaignRecord]:
+        """Those that have ended and whose best is still to be audited, oldest first."""
+        rows = self.database.query(
+            "SELECT document FROM campaigns WHERE state = 'ended' AND json_extract(document, '$.audit.state') = 'due'"
+            " ORDER BY number"
         )
         return [CampaignRecord.model_validate_json(row["document"]) for row in rows]
 

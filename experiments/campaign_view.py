@@ -27,6 +27,7 @@ class CampaignView(BaseModel):
     counts: dict[str, int] = Field(description="its experiments by verdict")
     best: str | None = Field(None, description="the experiment it kept last; its recipe is the best so far")
     best_sentence: str | None = None
+    audit: str | None = Field(None, description="once it has ended: its best on text no decision has seen")
     under_way: list[str] = Field([], description="experiments that have no verdict yet")
     waiting_for: str | None = None
     notice: str | None = Field(None, description="what its owner should know")
@@ -53,6 +54,7 @@ def view(record: CampaignRecord, ledger: Ledger, spent: Spent, waiting_for: str 
         counts=ledger.counts(record.id),
         best=best.id if best else None,
         best_sentence=best.sentence if best else None,
+        audit=record.audit.sentence() if record.audit is not None and record.state == "ended" else None,
         under_way=[r.id for r in ledger.open() if r.campaign == record.id],
         waiting_for=waiting_for if record.state == "running" else None,
         notice=stagnation.why if stagnation is not None and stale and record.state != "ended" else None,

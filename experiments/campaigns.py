@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import hypothesis
+from experiments import final_audit, hypothesis
 from experiments.breaker import barren, same_crash, stagnant
-from experiments.campaign import PROPOSERS, Attempt, Budget, CampaignRecord, Proposal, ProposerName, Spent
+from experiments.campaign import PROPOSERS, Budget, CampaignRecord, Proposal, ProposerName, Spent
 from experiments.campaign_ledger import KIND, CampaignLedger
 from experiments.campaign_view import CampaignView, hours, view
+from experiments.final_audit import FinalAudit
 from experiments.lab import Experiments
 from experiments.machine import device_seconds
 from experiments.proposers.port import Answer, Exhausted, Malformed, Proposer, Question
+from experiments.questions import LOOK_BACK, question
 from experiments.record import ExperimentRecord
 from training.runs.records import RunRecord
 from workspace import clock
@@ -34,8 +36,6 @@ from workspace.outbox import Outbox
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # between tries, while a model or something else is away
 LONGEST_SILENCE_S = 3600.0  # for which a server's wish to be left alone is heeded at a stretch
 FAILURES = 5  # in a row, through an error of the lab's own, after which a campaign is paused
-LOOK_BACK = 12  # experiments looked at to see whether to go on
-LONGEST_PROGRAM = 8000  # characters of program.md a model is given
 log = logging.getLogger(__name__)
 
 
@@ -51,11 +51,13 @@ class Campaigns:
         proposers: Mapping[str, Callable[[CampaignRecord], Proposer]],
         *,
         gpu_hour_price: float = 0.0,
+        score: final_audit.Score = final_audit.score,
     ) -> None:
         self.workspace = workspace
         self.experiments = experiments
         self.proposers = proposers
         self.gpu_hour_price = gpu_hour_price
+        self.score = score
         folder = workspace.experiments_dir / "campaigns"
         self.ledger = CampaignLedger(database, outbox, folder)
         self.ids = Ids(database, KIND, folder)
@@ -166,6 +168,19 @@ class Campaigns:
                                         stopped_by=None)  # fmt: skip
             return self.ledger.step(record, "extended", words, budget=budget)
 
+    def audit(self, campaign: str) -> CampaignRecord:
+        """Have the best of an ended campaign scored on the audit text, where that has not come to an end."""
+        with self._changing:
+            record = self.get(campaign)
+            if record.state != "ended":
+                raise Refused(
+                    f"{campaign} is {record.state}: what it has found is audited when it has ended, once",
+                    fix=f"lab-mcp campaign stop {campaign}, or wait",
+                )
+            if record.audit is not None and record.audit.state in ("due", "done"):
+                return record
+            return self.ledger.audited(record, FinalAudit(scores=record.audit.scores if record.audit else {}))
+
     def admit(self, campaign: str, key: str | None = None) -> dict[str, Any]:
         """What an experiment somebody else proposes for this campaign is proposed with. Raises `Refused`.
 
@@ -224,7 +239,9 @@ class Campaigns:
 
     def busy(self) -> bool:
         """Is a campaign under way that goes on without anybody? (one the assistant proposes for does not)"""
-        return any(record.proposer != "assistant" for record in self.ledger.list("running"))
+        return any(record.proposer != "assistant" for record in self.ledger.list("running")) or bool(
+            self.ledger.to_audit()
+        )
 
     def _view(self, record: CampaignRecord) -> CampaignView:
         return view(record, self.experiments.ledger, self.spent(record), self._waits_for.get(record.id))
@@ -239,7 +256,7 @@ class Campaigns:
         if not self._ticking.acquire(blocking=False):
             return 0
         try:
-            return sum(self._try(record) for record in self.ledger.list("running"))
+            return sum(self._try(record) for record in (*self.ledger.list("running"), *self.ledger.to_audit()))
         finally:
             self._ticking.release()
 
@@ -248,7 +265,7 @@ class Campaigns:
         if time.monotonic() < self._pauses.get(record.id, (0.0, 0.0))[0]:
             return False
         try:
-            moved = self._advance(record)
+            moved = self._advance(record) if record.state == "running" else self._audit(record)
         except Unavailable as error:
             pause = min(2 * self._pauses.get(record.id, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
             asked_for = min(error.wait_s or 0.0, LONGEST_SILENCE_S)
@@ -302,6 +319,23 @@ class Campaigns:
         self._ask(record, pending)
         return True
 
+    def _audit(self, record: CampaignRecord) -> bool:
+        """One step of the audit of an ended campaign's best."""
+        due = record.audit
+        if due is None or self._open(record.id):
+            return False  # what was under way when it was stopped is still ending
+        kept = self.experiments.ledger.find(limit=1, verdict="keep", campaign=record.id)
+        best = self.experiments.get(kept[0].id) if kept else None
+        try:
+            after = final_audit.step(due, best, self.workspace, record.id, self.score)
+        except Unavailable:
+            self.ledger.audited(record, due.model_copy(update={"tries": due.tries + 1}))
+            raise
+        with self._changing:
+            if self.get(record.id).state == "ended":  # not extended meanwhile
+                self.ledger.audited(record, after)
+        return True
+
     def _ask(self, record: CampaignRecord, proposal: Proposal) -> None:
         try:
             answer: Answer = self.proposers[record.proposer](record).propose(self._question(record, proposal))
@@ -333,54 +367,24 @@ class Campaigns:
             self.ledger.settle(proposal, state="proposed", experiment=experiment.id)
 
     def _question(self, record: CampaignRecord, proposal: Proposal) -> Question:
-        """The next question, as of the moment it was asked first: a restart asks the very same."""
-        parent, base, space = self.experiments.starting_point()
-        history = [
-            r.model_copy(update={"state": "done" if "" < (r.ended_at or "") <= proposal.asked_at else "ready"})
-            for r in self.experiments.ledger.of_campaign(record.id)
-            if r.created_at <= proposal.asked_at
-        ]
-        refused = [p for p in self.ledger.proposals(record.id, last=LOOK_BACK) if p.state == "refused"]
-        stagnation = next((s for s in reversed(record.steps) if s.name == "stagnation"), None)
-        kept = max((r.ended_at or "" for r in history if r.verdict == "keep"), default="")
-        left = None if record.budget.money is None else record.budget.money - self.spent(record).money
-        return Question(
-            campaign=record,
-            number=proposal.number,
-            seed=(record.seed * 1_000_003 + proposal.number) % 2**32,
-            parent=parent,
-            base=base,
-            search_space=space,
-            history=history,
-            refused=refused[-3:],
-            attempts=proposal.attempts,
-            program=self._program(),
-            passages=self.experiments.passages,
-            stagnant=stagnation.data["since_keep"] if stagnation is not None and stagnation.at > kept else 0,
-            money_left=left,
-            answers_cost=self.ledger.money(record.id),
-            note=lambda attempt: self._note(proposal, attempt),
-        )
-
-    def _note(self, proposal: Proposal, attempt: Attempt | None) -> None:
-        self.ledger.attempt(proposal, attempt)
-
-    def _program(self) -> str:
-        try:
-            return self.workspace.program_file.read_text(encoding="utf-8")[:LONGEST_PROGRAM]
-        except (OSError, UnicodeDecodeError):
-            return ""  # it is optional
+        return question(record, proposal, self.ledger, self.experiments, self.spent(record).money)
 
     def _hold(self, record: CampaignRecord, why: str) -> None:
         with self._changing:
-            if self.get(record.id).state == "running":
+            now = self.get(record.id)
+            if now.state == "running":
                 self.ledger.step(record, "paused", why, state="paused")
+            elif now.state == "ended" and now.audit is not None:
+                self.ledger.audited(now, now.audit.model_copy(update={"state": "failed", "why": why}))
 
     def _end(self, record: CampaignRecord, why: str, stopped_by: str | None = None) -> CampaignRecord:
         """`_changing` is held."""
         if record.state == "ended":
             return record
-        return self.ledger.step(record, "ended", why, state="ended", ended_at=clock.now(), stopped_by=stopped_by)
+        audit = FinalAudit(scores=record.audit.scores if record.audit else {})
+        return self.ledger.step(
+            record, "ended", why, state="ended", ended_at=clock.now(), stopped_by=stopped_by, audit=audit
+        )
 
 
 def _proposer(name: str) -> ProposerName:

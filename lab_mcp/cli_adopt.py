@@ -29,7 +29,7 @@ def adopt(
 ) -> None:
     """Write an experiment's recipe into recipe/. Refuses where you have changes of your own; commits nothing."""
     found = discover(workspace)
-    record = _record(found, experiment)
+    record = experiment_of(found, experiment)
     written = hand_over(found, record, anyway=anyway, dry_run=dry_run)
     for name in written:
         console.print(f"{'would write' if dry_run else 'wrote'} recipe/{escape(name)}")
@@ -71,7 +71,7 @@ def hand_over(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, d
     return sorted(write)
 
 
-def _record(workspace: Workspace, experiment: str) -> ExperimentRecord:
+def experiment_of(workspace: Workspace, experiment: str) -> ExperimentRecord:
     """As its folder describes it: that is enough, and needs no service."""
     for record in folder.read_all(workspace):
         if record.id == experiment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -10,12 +11,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.final_audit import UNDER_WAY
 from lab_mcp import connection
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.cli_client import call
 from lab_mcp.terminal import console
-from workspace.layout import discover
+from workspace.layout import Workspace, discover
 
+POLL_S = 1.0
 campaign_app = typer.Typer(help="Experiments one after another within a budget.", no_args_is_help=True)
 Id = Annotated[str, typer.Argument(help="campaign id, e.g. camp-0001")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="budget in experiments")]
@@ -126,6 +129,18 @@ def extend(
     _do(workspace, "extend", {"campaign_id": campaign, **_budget(experiments, runs, hours, gpu_hours, money)})
 
 
+def audit_campaign(workspace: Workspace, campaign: str) -> None:
+    """Print how an ended campaign's best does on the audit text; have it scored where that was not done."""
+    endpoint = connection.ensure_service(workspace)
+    connection.request(endpoint, "POST", f"/api/campaigns/{quote(campaign, safe='')}/audit")
+    while True:
+        answer = call(workspace, "run_campaign", {"action": "status", "campaign_id": campaign})
+        if (said := answer["campaigns"][0].get("audit")) != UNDER_WAY:
+            console.print(f"{campaign}: {escape(str(said))}", soft_wrap=True)
+            return
+        time.sleep(POLL_S)
+
+
 def _budget(
     experiments: int | None, runs: int | None, hours: float | None, gpu_hours: float | None, money: float | None
 ) -> dict[str, Any]:
@@ -152,6 +167,6 @@ def _print(item: dict[str, Any]) -> None:
     console.print(f"experiments: {counts or 'none yet'}; under way: {', '.join(item['under_way']) or 'none'}")
     if item.get("best"):
         console.print(f"best: {item['best']}: {escape(item['best_sentence'])}")
-    for name in ("waiting_for", "notice"):
+    for name in ("audit", "waiting_for", "notice"):
         if item.get(name):
             console.print(f"{name.replace('_', ' ')}: {escape(item[name])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,11 @@ import typer
 from rich.markup import escape
 
 from lab_mcp.cli import WorkspaceOption
+from lab_mcp.cli_adopt import experiment_of
+from lab_mcp.cli_campaign import audit_campaign
 from lab_mcp.terminal import console
 from training import promote as promotion
-from workspace.errors import unknown
+from workspace.errors import Refused, unknown
 from workspace.interpreter import python_command
 from workspace.layout import Workspace, discover
 
@@ -51,15 +54,29 @@ def promote(
 
 
 def audit(
-    run: Annotated[str, typer.Argument(help="run id")],
+    what: Annotated[str, typer.Argument(help="a run, an experiment (its deciding runs), or a campaign (its best)")],
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Score a run on the text no decision has seen. Every opening is recorded: look once, at the end."""
+    """Score on the text no decision has seen. Every opening is recorded: look once, at the end."""
     from training.sealed import audit as sealed
 
     found = discover(workspace)
-    record = sealed.audit(found, run, by=getpass.getuser())
-    console.print(f"{escape(run)} val_bpb {record['val_bpb']:.6f} on {record['bytes']:,} bytes of audit text")
+    if what.startswith("camp-"):
+        audit_campaign(found, what)
+        return
+    runs = [what]
+    if what.startswith("exp-"):
+        runs = [score.run for score in experiment_of(found, what).decisive()]
+        if not runs:
+            raise Refused(f"{what} has no scores, so there is nothing to audit")
+    scores = []
+    for run in runs:
+        record = sealed.audit(found, run, by=getpass.getuser())
+        scores.append(float(record["val_bpb"]))
+        console.print(f"{escape(run)} val_bpb {scores[-1]:.6f} on {record['bytes']:,} bytes of audit text")
+    if len(scores) > 1:
+        spread = f"SD {statistics.stdev(scores):.2g}"
+        console.print(f"{escape(what)} val_bpb {statistics.fmean(scores):.6f}, mean of {len(scores)} runs, {spread}")
     openings = sealed.openings(found)
     console.print(f"opening {len(openings)} of this workspace's audit text; all are in .lab/{sealed.RECORDS}")
 

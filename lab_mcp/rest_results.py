@@ -18,7 +18,7 @@ from workspace.errors import NotFound
 
 def routes(lab: Lab) -> list[Route]:
     """GET /api/report and /api/progress, both with ?of=all|CAMPAIGN|SESSIONS|EXPERIMENTS; POST and GET
-    /api/experiments/{id}/reproductions."""
+    /api/experiments/{id}/reproductions; POST /api/campaigns/{id}/audit."""
 
     async def report(request: Request) -> Response:
         return JSONResponse(await anyio.to_thread.run_sync(_report, lab, request.query_params.get("of", "all")))
@@ -50,7 +50,12 @@ def routes(lab: Lab) -> list[Route]:
         )
         return JSONResponse(found.model_dump(mode="json"))
 
+    async def audit(request: Request) -> Response:
+        found = await anyio.to_thread.run_sync(lab.campaigns.audit, request.path_params["campaign"])
+        return JSONResponse({"campaign_id": found.id, "audit": found.audit.sentence() if found.audit else None})
+
     return [
+        Route("/api/campaigns/{campaign}/audit", refusing(audit), methods=["POST"]),
         Route("/api/experiments/{experiment}/reproductions", refusing(reproduce), methods=["POST"]),
         Route("/api/experiments/{experiment}/reproductions", refusing(reproduction), methods=["GET"]),
         Route("/api/report", refusing(report), methods=["GET"]),

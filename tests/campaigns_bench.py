@@ -58,6 +58,7 @@ class CampaignBench(Bench):
 
     def __init__(self, root: Path, script: Script = landscape, proposers: Any = None, **options: Any) -> None:
         self.killed = 0
+        self.openings: list[tuple[str, str]] = []
         self.proposers = proposers or {
             "optuna": lambda record: OptunaProposer(record.settings.get("sampler", "tpe")),
         }
@@ -65,8 +66,15 @@ class CampaignBench(Bench):
 
     def again(self) -> Any:
         super().again()
-        self.campaigns = Campaigns(self.workspace, self.database, self.outbox, self.lab, self.proposers)
+        self.campaigns = Campaigns(
+            self.workspace, self.database, self.outbox, self.lab, self.proposers, score=self.opened
+        )
         return self.lab
+
+    def opened(self, workspace: Any, run: str, by: str) -> dict[str, Any]:
+        """The audit text scores every run a little worse than the text it was chosen by."""
+        self.openings.append((run, by))
+        return {"run": run, "val_bpb": self.runs.records[run].summary["val_bpb"] + 0.01}
 
     def start(self, experiments: int = 5, **options: Any) -> CampaignRecord:
         return self.campaigns.start("find a better learning rate", Budget(experiments=experiments), **options)
@@ -80,7 +88,7 @@ class CampaignBench(Bench):
         """Go on until no campaign runs and nothing is under way."""
         for _ in range(limit):
             self.step()
-            if not self.campaigns.ledger.list("running") and not self.lab.busy():
+            if not self.campaigns.ledger.list("running") and not self.campaigns.busy() and not self.lab.busy():
                 return
         raise AssertionError(f"not finished: {[(c.id, c.state) for c in self.campaigns.ledger.list()]}")
 
@@ -92,7 +100,7 @@ class CampaignBomb(Bomb):
         super().__init__(patch, at)
         for owner, name in [
             (CampaignLedger, "create"), (CampaignLedger, "step"), (CampaignLedger, "ask"), (CampaignLedger, "settle"),
-            (OptunaProposer, "propose"),
+            (CampaignLedger, "audited"), (CampaignBench, "opened"), (OptunaProposer, "propose"),
         ]:  # fmt: skip
             patch.setattr(owner, name, self._around(getattr(owner, name)))
 
@@ -117,7 +125,7 @@ def outcome(bench: CampaignBench) -> dict[str, Any]:
         "runs": len(bench.runs.keys),
         "rows": [{k: v for k, v in row.items() if k in ("val_bpb", "status", "verdict", "effect", "change")}
                  for row in rows],
-        "campaign": (view.state, view.why, view.counts, view.spent.runs),
+        "campaign": (view.state, view.why, view.counts, view.spent.runs, view.audit),
         "steps": [step.name for step in bench.campaigns.get("camp-0001").steps],
         "told": (bench.posted("campaign.changed"), bench.posted("experiment.ended")),
     }  # fmt: skip

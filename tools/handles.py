@@ -88,8 +88,10 @@ def _experiment_line(record: ExperimentRecord) -> str:
 def _campaign(lab: Lab, campaign_id: str) -> Work:
     found = lab.campaigns.look(campaign_id)
     tried = sum(found.counts.values())
-    state: WorkState = "completed" if found.state == "ended" else "working"
-    if found.state == "ended" and lab.campaigns.get(campaign_id).stopped_by:
+    record = lab.campaigns.get(campaign_id)
+    audited = record.audit is None or record.audit.state != "due"
+    state: WorkState = "completed" if found.state == "ended" and audited else "working"
+    if found.state == "ended" and record.stopped_by:
         state = "cancelled"
     how = f"{found.state} ({found.why})" if found.why else found.state
     return Work(

@@ -38,6 +38,10 @@ def in_short(m: Material) -> list[Piece]:
             f" {n.candidate_mean:.6g} (mean of {count(n.n_candidate, 'run')}). ",
         ]  # fmt: skip
         pieces.append(_total(m, best))
+    audit = m.campaign.audit if m.campaign else None
+    if audit is not None and audit.state in ("done", "failed"):
+        told = audit.sentence()
+        pieces.append(f" {told[0].upper()}{told[1:]}.")
     return pieces
 
 

@@ -71,7 +71,9 @@ def test_a_campaign_on_the_command_line(lab: Workspace, command) -> None:
     assert "camp-0001 running" in command("campaign", "resume", "camp-0001").stdout
     assert json.loads(command("campaign", "show", "camp-0001", "--json").stdout)["campaigns"][0]["state"] == "running"
     assert "camp-0001" in command("campaign", "list").stdout
+    assert "is audited when it has ended" in command("audit", "camp-0001").stderr
     assert "ended" in command("campaign", "stop", "camp-0001").stdout
+    assert "nothing was kept, so nothing was audited" in command("audit", "camp-0001").stdout
     wrong = command("campaign", "start", "for ever")
     assert wrong.returncode == 2 and "needs a budget" in wrong.stderr and "Traceback" not in wrong.stderr
 

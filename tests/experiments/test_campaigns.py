@@ -131,10 +131,10 @@ def test_pause_resume_extend_and_stop(bench: CampaignBench) -> None:
     view = bench.campaigns.look(campaign)
     assert (view.state, view.why) == ("ended", "stopped: enough") and view.counts["invalid"] == 1
     names = [step.name for step in bench.campaigns.get(campaign).steps]
-    assert names == ["started", "paused", "resumed", "ended", "extended", "ended"]
+    assert names == ["started", "paused", "resumed", "ended", "audited", "extended", "ended", "audited"]
     with pytest.raises(Refused, match="ended"):
         bench.campaigns.resume(campaign)
-    assert bench.posted("campaign.changed") == 6
+    assert bench.posted("campaign.changed") == 8
 
 
 def test_three_crashes_of_one_class_pause_it(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_stagnation_is_told_and_known_to_the_proposer(tmp_path: Path, monkeypatc
     bench.start(5)
     bench.run_out()
     steps = bench.campaigns.get("camp-0001").steps
-    assert [s.name for s in steps] == ["started", "stagnation", "ended"]
+    assert [s.name for s in steps] == ["started", "stagnation", "ended", "audited"]
     assert [q.stagnant for q in bench.scripted.asked] == [0, 0, 0, 3, 3]  # type: ignore[attr-defined]
 
 

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from experiments.campaign import Budget, CampaignRecord
 from experiments.campaigns import Campaigns
+from experiments.final_audit import FinalAudit
 from experiments.record import ExperimentRecord
 from experiments.report import figures
 from experiments.report.blocks import Document, Table, markdown
@@ -90,6 +91,13 @@ def test_a_campaign_is_named_with_goal_and_budget() -> None:
     document = build(material(list(night(5)), what="camp-0001", campaign=campaign))
     assert document.title == "camp-0001: a smaller val_bpb"
     assert "within a budget of 80 experiments and 8 hours" in plain(document)
+    audit = FinalAudit(
+        state="done", experiment="exp-0002", runs=["run-0001", "run-0002"], chosen_by=0.99,
+        scores={"run-0001": 1.01, "run-0002": 1.03},
+    )  # fmt: skip
+    ended = campaign.model_copy(update={"state": "ended", "audit": audit})
+    text = plain(build(material(list(night(12)), what="camp-0001", campaign=ended)))
+    assert "On the audit text, which no decision has seen, exp-0002 has val_bpb 1.02 (mean of 2 runs" in text
 
 
 @pytest.mark.parametrize(

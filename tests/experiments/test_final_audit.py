@@ -1,0 +1,115 @@
+"""What a campaign reports: a mean of replicates on text no decision has seen, opened once."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigns_bench import CampaignBench
+from experiments_bench import Killed
+
+from experiments.campaign import Budget
+from experiments.campaign_ledger import CampaignLedger
+from workspace.errors import LabError, Refused, Unavailable
+
+
+def claim(rate: float, **more: Any) -> dict[str, Any]:
+    return {"statement": f"Setting optimizer.matrix_lr to {rate} lowers val_bpb", "metric": "val_bpb",
+            "direction": "lower", "smallest_effect": 0.005, "change": {"optimizer.matrix_lr": rate}} | more  # fmt: skip
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> CampaignBench:
+    return CampaignBench(tmp_path / "lab")
+
+
+def conclude(bench: CampaignBench, *rates: float) -> None:
+    """A campaign of these experiments, to its end."""
+    if not bench.campaigns.ledger.list("running"):
+        bench.start(len(rates), proposer="assistant")
+    campaign = bench.campaigns.ledger.list("running")[0].id
+    for value in rates:
+        bench.lab.propose(claim(value), **bench.campaigns.admit(campaign))
+        while bench.lab.busy():
+            bench.step()
+    bench.run_out()
+
+
+def test_the_best_is_a_mean_of_replicates_on_the_audit_text_opened_once(bench: CampaignBench) -> None:
+    conclude(bench, 0.02, 0.3)
+    best = bench.lab.get("exp-0001")
+    runs = [score.run for score in best.decisive()]
+    assert best.verdict == "keep" and len(runs) >= 3
+    assert sorted(bench.openings) == sorted((run, "camp-0001") for run in runs), "its fresh runs, each once"
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and audit.state == "done" and audit.chosen_by is not None
+    assert statistics.fmean(audit.values) == pytest.approx(audit.chosen_by + 0.01)
+    told = str(bench.campaigns.look("camp-0001").audit)
+    assert f"exp-0001 has val_bpb {statistics.fmean(audit.values):.6g} (mean of {len(runs)} runs, SD" in told
+    bench.campaigns.audit("camp-0001")
+    bench.again()
+    bench.run_out()
+    assert len(bench.openings) == len(runs), "neither a request nor a restart opens it again"
+    bench.campaigns.extend("camp-0001", Budget(experiments=1))
+    conclude(bench, 0.29)
+    assert len(bench.openings) == len(runs), "the same best is not scored again"
+    bench.campaigns.extend("camp-0001", Budget(experiments=1))
+    conclude(bench, 0.039)
+    assert bench.lab.get("exp-0004").verdict != "keep" or len(bench.openings) > len(runs)
+
+
+def test_without_a_keep_nothing_is_opened(bench: CampaignBench) -> None:
+    conclude(bench, 0.001)
+    assert bench.openings == []
+    assert bench.campaigns.look("camp-0001").audit == "nothing was kept, so nothing was audited"
+
+
+def test_a_kill_opens_it_again_for_the_run_it_interrupted_only(bench: CampaignBench) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        calls = list[int]()
+
+        def killed(self: CampaignLedger, *arguments: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:  # what is scored was chosen, the first run's score stored; the second's is lost
+                raise Killed("before it was stored")
+            return stored(self, *arguments)
+
+        stored = CampaignLedger.audited
+        patch.setattr(CampaignLedger, "audited", killed)
+        with pytest.raises(Killed):
+            conclude(bench, 0.02)
+    bench.database.close()
+    bench.again()
+    bench.run_out()
+    runs = [score.run for score in bench.lab.get("exp-0001").decisive()]
+    assert [run for run, _ in bench.openings] == [runs[0], runs[1], *runs[1:]]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(Refused("the prepared data are gone"), 1), (Unavailable("no memory is left"), 5)]
+)
+def test_an_audit_that_cannot_be_made_is_told(
+    bench: CampaignBench, monkeypatch: pytest.MonkeyPatch, error: LabError, tries: int
+) -> None:
+    monkeypatch.setattr("experiments.campaigns.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("experiments.campaigns.LONGEST_PAUSE_S", 0.0)
+    asked = []
+
+    def fails(workspace: Any, run: str, by: str) -> dict[str, Any]:
+        asked.append(run)
+        raise error
+
+    monkeypatch.setattr(bench, "opened", fails)
+    bench.again()
+    conclude(bench, 0.02)
+    assert len(asked) == tries
+    assert f"could not be scored on the audit text: {error.problem}" in str(bench.campaigns.look("camp-0001").audit)
+    assert not bench.campaigns.busy()
+
+
+def test_a_running_campaign_is_not_audited(bench: CampaignBench) -> None:
+    bench.start(5)
+    with pytest.raises(Refused, match="is audited when it has ended, once"):
+        bench.campaigns.audit("camp-0001")
