@@ -96,7 +96,7 @@ def test_a_campaign_is_named_with_goal_and_budget() -> None:
         scores={"run-0001": 1.01, "run-0002": 1.03},
     )  # fmt: skip
     ended = campaign.model_copy(update={"state": "ended", "audit": audit})
-    text = plain(build(material(list(night(12)), what="camp-0001", campaign=ended)))
+    text = plain(build(material(list(night(60)), what="camp-0001", campaign=ended)))
     assert "On the audit text, which no decision has seen, exp-0002 has val_bpb 1.02 (mean of 2 runs" in text
 
 
