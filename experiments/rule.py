@@ -4,9 +4,9 @@
     stage 1   one more control beside it
     stage 2+  pairs of fresh runs, candidate and control next to each other, A B B A; one look after each pair
 
-Stages 0 and 1 can only end an experiment, and spend no error for it. Only the pairs can keep: no decision has seen
-them before, so what the first run promised by luck is not counted again (winner's curse), and a machine that has
-drifted since the shared controls were made cannot fake a gain.
+Stages 0 and 1 can only end an experiment, and spend no error for it. Only the pairs can keep: but for the control of
+stage 1, which is the first pair's, no decision has seen them before, so what the first run promised by luck is not
+counted again (winner's curse), and a machine that has drifted since the shared controls were made cannot fake a gain.
 """
 
 from __future__ import annotations

@@ -23,20 +23,48 @@ def register(app: typer.Typer) -> None:
 
 def adopt(
     experiment: Annotated[str, typer.Argument(help="experiment id, e.g. exp-0012")],
+    commit: Annotated[
+        bool, typer.Option("--commit/--no-commit", help="merge into your branch, or only write the files")
+    ] = True,
     anyway: Annotated[bool, typer.Option("--anyway", help="although its verdict is not keep")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be written")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
-    """Write an experiment's recipe into recipe/. Refuses where you have changes of your own; commits nothing."""
+    """Merge an experiment's recipe into the branch you are on. Work that is not committed is never touched."""
     found = discover(workspace)
     record = experiment_of(found, experiment)
-    written = hand_over(found, record, anyway=anyway, dry_run=dry_run)
+    hand = merge_winner if commit else hand_over
+    written = hand(found, record, anyway=anyway, dry_run=dry_run)
     for name in written:
         console.print(f"{'would write' if dry_run else 'wrote'} recipe/{escape(name)}")
     if not written:
         console.print(f"recipe/ is as in {record.id} already")
+    elif not dry_run and commit:
+        console.print(f"merged {record.id} into your branch; to undo it: git reset --keep HEAD~1")
     elif not dry_run:
         console.print(f"commit it when you like: git commit -m 'Adopt {record.id}' -- recipe")
+
+
+def merge_winner(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, dry_run: bool = False) -> list[str]:
+    """Merge the experiment's commit into the user's branch; the files of recipe/ that changed. Raises `Refused`."""
+    from experiments import adoption
+
+    commit, base = _adoptable(record, anyway)
+    lineage = Lineage(workspace, settings.load(workspace.settings_file).git.prefix)
+    message = f"Adopt {record.id}: {record.hypothesis.statement}\n\n{record.sentence or ''}\n"
+    return adoption.merge(lineage, record.id, commit, base, message, dry_run=dry_run)
+
+
+def _adoptable(record: ExperimentRecord, anyway: bool) -> tuple[str, str]:
+    """Its commit, and the recipe it went back to. Raises `Refused` for a verdict other than keep (unless `anyway`)."""
+    if record.commit is None or record.parent is None:
+        raise Refused(f"{record.id} has no recipe to adopt ({record.verdict or 'no verdict yet'})")
+    if record.verdict != "keep" and not anyway:
+        raise Refused(
+            f"{record.id} was not kept ({record.verdict}): {record.sentence}",
+            fix=f"lab-mcp adopt {record.id} --anyway, if you know better",
+        )
+    return record.commit, record.parent.base
 
 
 def hand_over(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, dry_run: bool = False) -> list[str]:
@@ -45,20 +73,14 @@ def hand_over(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, d
     All is checked before anything is written. Raises `Refused` for a verdict other than keep (unless `anyway`), for
     one without a commit, and where the user's file is neither what the experiment began with nor what it ended with.
     """
-    if record.commit is None or record.parent is None:
-        raise Refused(f"{record.id} has no recipe to adopt ({record.verdict or 'no verdict yet'})")
-    if record.verdict != "keep" and not anyway:
-        raise Refused(
-            f"{record.id} was not kept ({record.verdict}): {record.sentence}",
-            fix=f"lab-mcp adopt {record.id} --anyway, if you know better",
-        )
+    commit, base = _adoptable(record, anyway)
     lineage = Lineage(workspace, settings.load(workspace.settings_file).git.prefix)
-    write, conflicts = lineage.against(record.commit, record.parent.base)
+    write, conflicts = lineage.against(commit, base)
     if conflicts:
         names = ", ".join(f"recipe/{name}" for name in conflicts)
         raise Refused(
             f"{names} holds changes of yours that {record.id} did not start from",
-            fix=f"set them aside, or merge by hand: git diff {record.parent.commit[:12]} {record.commit[:12]}",
+            fix=f"set them aside, or merge by hand: git diff {base[:12]} {lineage.recipe_tree(commit)[:12]}",
         )
     if not dry_run:
         for name, content in write.items():

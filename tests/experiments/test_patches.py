@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments_bench import BETTER, WORSE, Bench
+from experiments_bench import BETTER, WORSE, Bench, Killed
 from users_repository import git, untouchable
 
 from experiments.hypothesis import Hypothesis
-from lab_mcp.cli_adopt import hand_over
+from experiments.lineage import Lineage
+from lab_mcp.cli_adopt import hand_over, merge_winner
 from workspace.errors import Refused
 
 CODE = "def build_optimizer(model, config):\n    return None\n"
@@ -175,3 +176,77 @@ def test_what_was_not_kept_is_adopted_only_anyway(bench: Bench) -> None:
     with pytest.raises(Refused, match="was not kept"):
         hand_over(bench.workspace, record, anyway=False)
     assert hand_over(bench.workspace, record, anyway=True) == ["recipe.toml"]
+
+
+# -- merging into the user's branch -----------------------------------------------------------------------------------
+
+
+def test_a_winner_is_merged_into_the_users_branch_and_nothing_else_is_touched(bench: Bench) -> None:
+    root = bench.workspace.root
+    record = bench.conclude(claim(NEW_FILE, change={"optimizer.matrix_lr": 0.02}))
+    (root / "notes.txt").write_text("mine, staged\n")
+    git(root, "add", "notes.txt")
+    (root / "notes.txt").write_text("mine, not committed\n")
+    before, head = untouchable(root), git(root, "rev-parse", "HEAD")
+    assert merge_winner(bench.workspace, record, anyway=False, dry_run=True) == ["optim.py", "recipe.toml"]
+    assert untouchable(root) == before
+    merge_winner(bench.workspace, record, anyway=False)
+    assert git(root, "rev-list", "--parents", "-n1", "HEAD").split()[1:] == [head, record.commit]
+    assert git(root, "status", "--porcelain", "-uno").splitlines() == ["MM notes.txt"], "what was theirs is as it was"
+    assert git(root, "show", ":notes.txt") == "mine, staged"
+    assert (root / "recipe" / "optim.py").read_text() == CODE == git(root, "show", "HEAD:recipe/optim.py") + "\n"
+    assert git(root, "show", "-s", "--format=%s", "HEAD").startswith(f"Adopt {record.id}: ")
+    merged = git(root, "rev-parse", "HEAD")
+    assert merge_winner(bench.workspace, record, anyway=False) == []
+    assert git(root, "rev-parse", "HEAD") == merged, "once is enough"
+
+
+def test_a_merge_that_would_touch_uncommitted_work_is_refused(bench: Bench) -> None:
+    root, file = bench.workspace.root, bench.workspace.recipe_dir / "recipe.toml"
+    committed = file.read_text()
+    record = bench.conclude(BETTER)
+    for change in (lambda: file.write_text(committed + "# mine\n"), lambda: (git(root, "add", "recipe"),
+                   file.write_text(committed)), file.unlink):  # fmt: skip
+        change()
+        before = untouchable(root)
+        with pytest.raises(Refused, match=r"not committed.*git commit.*--no-commit"):
+            merge_winner(bench.workspace, record, anyway=False)
+        assert untouchable(root) == before
+    git(root, "checkout", "-f", "HEAD", "--", "recipe")
+    git(root, "checkout", "-q", "--detach")
+    with pytest.raises(Refused, match="no branch is checked out"):
+        merge_winner(bench.workspace, record, anyway=False)
+
+
+def test_what_both_changed_is_merged_by_lines_or_refused(bench: Bench) -> None:
+    root, file = bench.workspace.root, bench.workspace.recipe_dir / "recipe.toml"
+    file.write_text("[optimizer]\nmatrix_lr = 0.04\n" + "# a\n" * 8 + "[schedule]\nwarmdown = 0.4\n")
+    git(root, "commit", "-qam", "room")
+    record = bench.conclude(BETTER)
+    file.write_text(file.read_text().replace("warmdown = 0.4", "warmdown = 0.3"))
+    git(root, "commit", "-qam", "another line")
+    merge_winner(bench.workspace, record, anyway=False)
+    assert "matrix_lr = 0.02" in file.read_text() and "warmdown = 0.3" in file.read_text()
+    assert git(root, "status", "--porcelain", "-uno") == ""
+    git(root, "reset", "-q", "--hard", "HEAD~1")
+    file.write_text(file.read_text().replace("0.04", "0.05"))
+    git(root, "commit", "-qam", "the same line")
+    before = untouchable(root)
+    with pytest.raises(Refused, match=rf"git merge lab/{record.id}"):
+        merge_winner(bench.workspace, record, anyway=False)
+    assert untouchable(root) == before
+
+
+@pytest.mark.parametrize("dies", ["stage", "move"])
+def test_a_merge_that_was_killed_is_completed(bench: Bench, monkeypatch: pytest.MonkeyPatch, dies: str) -> None:
+    root = bench.workspace.root
+    record = bench.conclude(BETTER)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+
+        def killed(*arguments: object) -> None:
+            raise Killed(dies)
+
+        patch.setattr(Lineage, dies, killed)
+        merge_winner(bench.workspace, record, anyway=False)
+    merge_winner(bench.workspace, record, anyway=False)
+    assert git(root, "status", "--porcelain", "-uno") == "" and "0.02" in git(root, "show", "HEAD:recipe/recipe.toml")

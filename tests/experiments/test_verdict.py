@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
 from experiments.error_budget import ErrorBudget, charge, week_of
 from experiments.hypothesis import Hypothesis
+from experiments.lab import rule_of
 from experiments.rule import TEST_SEED, Rule, seed_of, stage, wanted
-from experiments.session_noise import Measured, SessionNoise, session_noise
+from experiments.session_noise import LONGEST_GAP, Measured, SessionNoise, robust_scale, session_noise
 from experiments.verdict import Runs, Verdict, judge
+from workspace.settings import ExperimentSettings
 
 RULE = Rule()
 FIRST = RULE.min_controls  # replicate of the first pair
@@ -206,6 +209,32 @@ def test_noise_is_that_of_neighbours_and_the_level_follows_a_jump() -> None:
     noise = session_noise([*before, *gap, *after], "p", RULE)
     assert 0.5 < noise.run_variance < 1.6, "the jump is not noise"
     assert noise.level(noise.position + 1)[0] > 4
+
+
+def test_runs_gone_astray_do_not_move_the_usual_noise() -> None:
+    draw = random.Random(3)
+    runs = [draw.gauss(0, 1) for _ in range(2000)]
+    assert robust_scale(runs) == pytest.approx(1, rel=0.05)
+    astray = [run + 4.0 * (draw.random() < 0.05) for run in runs]
+    assert statistics.stdev(astray) > 1.25 > robust_scale(astray)
+    assert robust_scale([]) == robust_scale([0.0, 0.0, 0.0, 5.0]) == 0.0
+
+
+def test_controls_too_far_apart_to_tell_of_noise_are_made_anew() -> None:
+    """Four controls with four hours of other runs between them: their differences are drift, so nothing is known."""
+    other = [Measured("other", "9", "candidate", 0, 99, 1.0)] * LONGEST_GAP
+    spread = [run for i in range(4) for run in (Measured("p", "1", "control", i, i, 1.0 + 0.1 * i), *other[i // 3 :])]
+    noise = session_noise(spread, "p", RULE)
+    assert len(noise.controls) == 4 and noise.run_freedom == 0, "enough controls, none beside another"
+    missing = noise.missing(RULE)
+    assert missing == RULE.min_controls - 1
+    controls = dict(enumerate([1.30, 1.31, 1.29][:missing]))
+    seen = judge(claim(), RULE, noise, Runs(controls, {0: 1.295}))
+    assert seen.numbers is not None and seen.numbers.method == "screen" and seen.numbers.noise_sd > 0
+
+
+def test_the_simulated_rule_is_the_one_that_judges_experiments() -> None:
+    assert rule_of(ExperimentSettings()) == Rule()
 
 
 def test_error_budget_is_never_overspent_and_outlives_its_plan() -> None:
