@@ -28,8 +28,7 @@ def merge(lineage: Lineage, name: str, commit: str, base: str, message: str, *, 
     branch, head = _branch(lineage)
     new = _merged(lineage, name, head, commit, base)
     before = lineage.recipe_blobs(head)
-    changed = {file: blob for file, blob in new.items() if before.get(file) != blob}
-    changed |= {file: None for file in before if file not in new}
+    changed = {file: new.get(file) for file in sorted({*before, *new}) if before.get(file) != new.get(file)}
     _only_committed(lineage, name, before, changed)
     if dry_run or not changed:
         return sorted(changed)

@@ -54,6 +54,8 @@ TABLES = [
     ALTER TABLE scores DROP COLUMN borrowed;
     CREATE INDEX scores_session ON scores (yardstick, machine, at);
     """,
+    # words are looked for in all texts: without the documents between them that takes half the time
+    "CREATE INDEX experiments_words ON experiments (number, text);",
 ]
 LISTS = {"steps", "scores"}  # kept in their own tables
 Post = Callable[[sqlite3.Connection], object]
