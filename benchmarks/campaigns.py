@@ -86,7 +86,7 @@ class Real:
     def finish(self, experiments: int, smallest_effect: float, until: Callable[[], bool] = lambda: False) -> Any:
         self.campaigns.start("benchmark", Budget(experiments=experiments), smallest_effect=smallest_effect)
         while self.campaigns.busy() or self.lab.busy():
-            if until() and self.campaigns.busy():
+            if self.campaigns.ledger.list("running") and until():
                 self.campaigns.stop("camp-0001", "that is enough")
             self.runs.tick()
             self.campaigns.tick()
