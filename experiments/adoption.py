@@ -12,14 +12,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.lineage import Lineage
+from experiments.users_branch import UsersBranch
 from workspace import clock, durable
 from workspace.errors import Refused, Unavailable
 
 BUSY = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 
 
-def merge(lineage: Lineage, name: str, commit: str, base: str, message: str, *, dry_run: bool = False) -> list[str]:
+def merge(lineage: UsersBranch, name: str, commit: str, base: str, message: str, *, dry_run: bool = False) -> list[str]:
     """Merge the recipe of `commit` into the branch at HEAD; the files of recipe/ that change, none where it is there.
 
     `base`: the tree of the recipe the experiment went back to. Raises `Refused`, with what to do, before anything
@@ -41,7 +41,7 @@ def merge(lineage: Lineage, name: str, commit: str, base: str, message: str, *, 
     return sorted(changed)
 
 
-def _branch(lineage: Lineage) -> tuple[str, str]:
+def _branch(lineage: UsersBranch) -> tuple[str, str]:
     """The branch that is checked out, and its commit."""
     branch, head = lineage.checked_out()
     if branch is None or head is None:
@@ -52,7 +52,7 @@ def _branch(lineage: Lineage) -> tuple[str, str]:
     return branch, head
 
 
-def _merged(lineage: Lineage, name: str, head: str, commit: str, base: str) -> dict[str, str]:
+def _merged(lineage: UsersBranch, name: str, head: str, commit: str, base: str) -> dict[str, str]:
     """Blob by file of recipe/, after the merge."""
     ours, theirs, origin = lineage.recipe_blobs(head), lineage.recipe_blobs(commit), lineage.recipe_blobs(tree=base)
     found, conflicts = dict(ours), []
@@ -77,7 +77,7 @@ def _merged(lineage: Lineage, name: str, head: str, commit: str, base: str) -> d
     return found
 
 
-def _three_way(lineage: Lineage, mine: str, was: str, wanted: str) -> str | None:
+def _three_way(lineage: UsersBranch, mine: str, was: str, wanted: str) -> str | None:
     """The blob of both changes together; None where they touch the same lines."""
     with tempfile.TemporaryDirectory(prefix="merge-", dir=lineage.workspace.cache_dir) as folder:
         files = []
@@ -90,7 +90,9 @@ def _three_way(lineage: Lineage, mine: str, was: str, wanted: str) -> str | None
             return None
 
 
-def _only_committed(lineage: Lineage, name: str, before: Mapping[str, str], changed: Mapping[str, str | None]) -> None:
+def _only_committed(
+    lineage: UsersBranch, name: str, before: Mapping[str, str], changed: Mapping[str, str | None]
+) -> None:
     """Raises `Refused` when a file that would change holds work that is not committed."""
     lying, staged = lineage.working_blobs(), lineage.staged_blobs()
     odd = [

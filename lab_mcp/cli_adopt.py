@@ -48,9 +48,10 @@ def adopt(
 def merge_winner(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, dry_run: bool = False) -> list[str]:
     """Merge the experiment's commit into the user's branch; the files of recipe/ that changed. Raises `Refused`."""
     from experiments import adoption
+    from experiments.users_branch import UsersBranch
 
     commit, base = _adoptable(record, anyway)
-    lineage = Lineage(workspace, settings.load(workspace.settings_file).git.prefix)
+    lineage = UsersBranch(workspace, settings.load(workspace.settings_file).git.prefix)
     message = f"Adopt {record.id}: {record.hypothesis.statement}\n\n{record.sentence or ''}\n"
     return adoption.merge(lineage, record.id, commit, base, message, dry_run=dry_run)
 

@@ -106,7 +106,7 @@ def test_what_noise_hides_is_undecided_after_the_last_pair(tmp_path: Path) -> No
 def test_a_gain_finer_than_the_rule_looks_for_is_given_up_undecided(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "lab", in_order({"candidate/1": 1.0}), rule=Rule(first_confidence=0.95))
     record = bench.conclude(TINY | {"smallest_effect": 0.0001})
-    assert record.verdict == "inconclusive" and "3 times the noise of one run, is ruled out" in (record.sentence or "")
+    assert record.verdict == "inconclusive" and "2.9 times the noise of one run, is ruled" in (record.sentence or "")
     assert len(record.scored("candidate")) == 1
 
 

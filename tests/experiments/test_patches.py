@@ -11,7 +11,7 @@ from experiments_bench import BETTER, WORSE, Bench, Killed
 from users_repository import git, untouchable
 
 from experiments.hypothesis import Hypothesis
-from experiments.lineage import Lineage
+from experiments.users_branch import UsersBranch
 from lab_mcp.cli_adopt import hand_over, merge_winner
 from workspace.errors import Refused
 
@@ -246,7 +246,7 @@ def test_a_merge_that_was_killed_is_completed(bench: Bench, monkeypatch: pytest.
         def killed(*arguments: object) -> None:
             raise Killed(dies)
 
-        patch.setattr(Lineage, dies, killed)
+        patch.setattr(UsersBranch, dies, killed)
         merge_winner(bench.workspace, record, anyway=False)
     merge_winner(bench.workspace, record, anyway=False)
     assert git(root, "status", "--porcelain", "-uno") == "" and "0.02" in git(root, "show", "HEAD:recipe/recipe.toml")
