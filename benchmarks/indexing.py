@@ -1,8 +1,9 @@
 """What taking papers in costs, and what survives a kill at any moment.
 
-python benchmarks/indexing.py [--write] [--papers] [--rate] [--documents N] [--kills N] [--seed N]
+python benchmarks/indexing.py [--write] [--papers] [--rate] [--documents [N]] [--kills [N]] [--seed N] [--kept FILE]
 
-Without a part named, all of them run. --write replaces the section in docs/benchmarks.md.
+Without a part named, all of them run. --write replaces the section in docs/benchmarks.md. --kept FILE keeps figures
+there, so that parts measured one after the other make one section.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rag.documents import chunks, files
 from rag.embedding import embedder as embedding
 from rag.engine import Engine
 from rag.indexer import BATCH
+from workspace import durable
 from workspace.layout import Workspace
 from workspace.settings import Settings
 
@@ -40,7 +42,7 @@ from tests_support import end_all
 PAPERS, PAGES = 12, 20
 DOCUMENTS = 10_000
 KILLS = 50
-RATE_TEXTS = 400
+RATE_TEXTS = 150
 WRONG = ("missing", "too_many", "twice", "miscounted", "stale")
 ROUNDS = 5  # of embedder and indexer, in turn: a shared machine drifts
 
@@ -197,9 +199,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="?", const=DOCUMENTS)
     parser.add_argument("--kills", type=int, nargs="?", const=KILLS)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--kept", type=Path)
     given = parser.parse_args()
     everything = not (given.papers or given.rate or given.documents or given.kills)
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = (given.kept and durable.read_json(given.kept)) or {}
     if given.papers or everything:
         results["papers"] = papers()
     if given.rate or everything:
@@ -208,6 +211,8 @@ def main() -> None:
         results["documents"] = documents(given.documents or DOCUMENTS)
     if given.kills or everything:
         results["kills"] = kills(given.kills or KILLS, given.seed)
+    if given.kept:
+        durable.write_json(given.kept, results)
     print(json.dumps(results, indent=1))
     print(table(results))
     if given.write:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rag import scan
 from rag.embedding import embedder as embedding
 from rag.embedding.embedder import Embedder
 from rag.embedding.reranker import Reranker
@@ -29,11 +28,14 @@ from rag.indexer import Indexer
 from rag.query import LONGEST_QUERY, Query
 from rag.ranking import METHODS, Wording
 from rag.records import Excerpt, IndexReport, Listed, Listing, MemoryStatus, Opening, Problem, Rankings, SearchPage
+from rag.scan import Found, Scan
+from rag.scanner import Scanner
 from rag.search import Stores, search
 from workspace.errors import LabError, NotFound, Unavailable, unknown
 from workspace.layout import Workspace
 
 SHOWN_PROBLEMS = 20
+LOOK_S = 10.0  # an answer waits so long for the looking, whatever it was told about the indexing
 FRESH_S = 6.0  # the very first search of a new workspace waits so long for the starter shelf
 SHOWN = "shown"  # among rankings: what is left after the floor and the folding of near-duplicates
 KEPT_VECTORS = 256  # of queries
@@ -67,7 +69,7 @@ class Engine:
         self._reranker_name = reranker
         self._reranker: Reranker | None = None
         self._reranker_error = ""
-        self._scanning = threading.Lock()
+        self._scanner = Scanner(self._scan)
         self._open = contextlib.ExitStack()
         self._open.enter_context(owner(workspace.index_dir))
         threading.Thread(target=self._load_embedder, name="embedder", daemon=True).start()
@@ -77,8 +79,7 @@ class Engine:
             self.generations = Generations(workspace.index_dir, model, dimension, place, schema)
             self.indexer = Indexer(workspace, self.generations, self._wait_for_embedder)
             if shelf:
-                with self._scanning:
-                    self._scan().shelf()
+                self._scan().shelf()
         except BaseException:
             self._open.close()
             raise
@@ -234,22 +235,23 @@ class Engine:
         return Rankings(found, medians)
 
     def index(self, paths: Sequence[str] | None, wait_s: float) -> IndexReport:
-        """Look for changes under `paths` (the papers folder by default) and wait up to `wait_s` for the indexing."""
+        """Look for changes under `paths` (the papers folder by default) and wait up to `wait_s` for the indexing.
+
+        The numbers are those of the looking so far; with very many files it goes on after the answer.
+        """
         started = time.monotonic()
         places = [self.workspace.papers_dir] if paths is None else [self._place(path) for path in paths]
-        with self._scanning:
-            one = self._scan()
-            one.shelf()
-            one.paths(places)
-        self.indexer.wake()
+        look = self._scanner.look(places)
+        looked = look.wait(max(wait_s, LOOK_S))
         self.generations.building.store.count()  # where no store answers, that is said now and not after `wait_s`
-        self.indexer.wait_idle(max(0.0, wait_s))
+        if looked:
+            self.indexer.wait_idle(max(0.0, started + wait_s - time.monotonic()))
         catalogue = self.generations.building.catalogue
         waiting = catalogue.waiting()
         problems = self._problems()
         return IndexReport(
-            state="indexing" if waiting else "done",
-            **vars(one.found),
+            state="indexing" if waiting or not looked else "done",
+            **vars(look.found),
             waiting=waiting,
             passages=self.generations.building.store.count(),
             failed=problems[:SHOWN_PROBLEMS],
@@ -268,9 +270,10 @@ class Engine:
             )
         return place
 
-    def _scan(self) -> scan.Scan:
-        building = self.generations.building
-        return scan.Scan(self.workspace, building.catalogue, building.store.relabel, self.indexer.library)
+    def _scan(self, found: Found | None = None, stopping: threading.Event | None = None) -> Scan:
+        building, indexer = self.generations.building, self.indexer
+        given = (self.workspace, building.catalogue, building.store.relabel, indexer.library)
+        return Scan(*given, found=found, wake=indexer.wake, stopping=stopping)
 
     def _problems(self) -> list[Problem]:
         entries = self.generations.building.catalogue.entries(["failed"])
@@ -307,6 +310,7 @@ class Engine:
 
     def close(self, timeout_s: float = 3.0) -> bool:
         """Finish the batch in hand and close the index; False when that took too long and it stays open."""
+        self._scanner.stop()
         if not self.indexer.stop(timeout_s):
             return False
         self.generations.close()

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +17,12 @@ from rag.documents import bibliography, files, latex, text
 from rag.documents.bibliography import Library
 from rag.documents.document import Details, Unreadable
 from rag.index.catalogue import BIBTEX_KEY, Catalogue, Entry, FileRow
+from workspace.errors import Unavailable
 from workspace.layout import Workspace
 
 SHELF = Path(__file__).resolve().parent / "shelf"
 SHELF_PREFIX = "shelf:"
+AT_ONCE, AT_ONCE_S = 200, 0.5  # files written down in one transaction, each of which waits for the disk; seconds apart
 
 
 @dataclass
@@ -41,10 +45,21 @@ def path_of(key: str, workspace: Workspace) -> Path:
 
 
 class Scan:
-    """One pass over folders and files; `relabel(document, source)` is told of each move."""
+    """One pass over folders and files; `relabel(document, source)` is told of each move, `wake` of what is new.
+
+    Raises `Unavailable` soon after `stopping` was set.
+    """
 
     def __init__(
-        self, workspace: Workspace, catalogue: Catalogue, relabel: Callable[[str, str], None], library: Library
+        self,
+        workspace: Workspace,
+        catalogue: Catalogue,
+        relabel: Callable[[str, str], None],
+        library: Library,
+        *,
+        found: Found | None = None,
+        wake: Callable[[], None] = lambda: None,
+        stopping: threading.Event | None = None,
     ) -> None:
         self.workspace = workspace
         self.catalogue = catalogue
@@ -54,7 +69,12 @@ class Scan:
         self.hashes: dict[str, list[str]] = {}
         for row in self.known.values():
             self.hashes.setdefault(row.hash, []).append(row.path)
-        self.found = Found()
+        self.found = found if found is not None else Found()
+        self._wake = wake
+        self._stopping = stopping or threading.Event()
+        self._new: list[tuple[FileRow, Entry | None]] = []  # not yet in the catalogue
+        self._fresh: dict[str, Entry] = {}  # the documents among them
+        self._written_at = time.monotonic()
         self.described: set[str] = set()  # keys of bibliography entries that are about a file
 
     def shelf(self) -> None:
@@ -63,6 +83,7 @@ class Scan:
         for key, path in keys.items():
             self._file(key, path)
         self._gone(key for key in self.known if key.startswith(SHELF_PREFIX) and key not in keys)
+        self._write()
 
     def paths(self, places: Iterable[Path]) -> None:
         """Files and folders inside the workspace; what has gone from the folders is forgotten."""
@@ -92,10 +113,31 @@ class Scan:
         for key, path in seen.items():
             if files.is_document(path):
                 self._file(key, path)
+        self._write()
         self._loose_entries()
         self._gone(gone)
+        self._wake()
+
+    def _put(self, row: FileRow, entry: Entry | None) -> None:
+        self._new.append((row, entry))
+        if entry is not None:
+            self._fresh[entry.id] = entry
+        if len(self._new) >= AT_ONCE or time.monotonic() - self._written_at > AT_ONCE_S:
+            self._write()
+
+    def _write(self) -> None:
+        if self._new:
+            self.catalogue.put_files(self._new)
+            self._new, self._fresh = [], {}
+            self._wake()
+        self._written_at = time.monotonic()
+
+    def _document(self, name: str) -> Entry | None:
+        return self._fresh.get(name) or self.catalogue.get(name)
 
     def _file(self, key: str, path: Path) -> None:
+        if self._stopping.is_set():
+            raise Unavailable("memory is closing")
         known = self.known.get(key)
         details = self._details(key, path, known)
         try:
@@ -116,7 +158,7 @@ class Scan:
         if known is None and row.hash in self.hashes and self._same_content(key, row):
             return
         entry = self._entry(key, path, row, details, given)
-        before = self.catalogue.get(entry.id)
+        before = self._document(entry.id)
         unchanged = before is not None and (before.hash, before.path) == (entry.hash, entry.path)
         if before is None:
             self.found.added += 1
@@ -126,7 +168,7 @@ class Scan:
             self.found.changed += 1
         if row is known and unchanged and before is not None and before.state != "failed":
             return
-        self.catalogue.put_files([(replace(row, document=entry.id), entry)])
+        self._put(replace(row, document=entry.id), entry)
         self._remember(row, entry.id)
 
     def _entry(self, key: str, path: Path, row: FileRow, details: Details, given: dict[str, Any]) -> Entry:
@@ -144,12 +186,13 @@ class Scan:
             moved = not path_of(other, self.workspace).exists()
             new = replace(row, document=old.document)
             if moved:
+                self._write()
                 self.relabel(old.document, key)  # first: where the store does not answer, nothing has happened
                 self.catalogue.move(other, new)
                 del self.known[other]
                 self.found.moved += 1
             else:
-                self.catalogue.put_files([(new, None)])
+                self._put(new, None)
                 self.found.duplicates += 1
             self._remember(new, old.document)
             return True
@@ -163,7 +206,7 @@ class Scan:
         """Listed all the same: the indexer will find the reason again and record it."""
         identity = known.document if known else self._identity(key, Path(key), key)
         entry = Entry(identity, "paper", Path(key).name, key, "", path=key)
-        self.catalogue.put_files([(FileRow(key, 0, 0, "", identity), entry)])
+        self._put(FileRow(key, 0, 0, "", identity), entry)
 
     def _identity(self, key: str, path: Path, content: str) -> str:
         """`paper-` and the file's name; where that is taken, with the beginning of its content's hash."""
@@ -171,12 +214,13 @@ class Scan:
             return key
         slug = re.sub(r"[^a-z0-9.]+", "-", path.stem.lower()).strip("-.")[:48] or "file"
         for candidate in (f"paper-{slug}", f"paper-{slug}-{hashlib.sha256(content.encode()).hexdigest()[:6]}"):
-            taken = self.catalogue.get(candidate)
+            taken = self._document(candidate)
             if taken is None or taken.path == key:
                 return candidate
         return f"paper-{slug}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
     def _gone(self, keys: Iterable[str]) -> None:
+        self._write()
         self.found.removed += len(self.catalogue.forget_files([key for key in keys if key in self.known]))
 
     def _bibliographies(self, seen: Iterable[Path]) -> None:
@@ -210,7 +254,7 @@ class Scan:
 
     def _details(self, key: str, path: Path, known: FileRow | None) -> Details:
         entry = self.library.about(path)
-        before = self.catalogue.get(known.document) if entry is None and known else None
+        before = self._document(known.document) if entry is None and known else None
         if before is not None and not key.startswith(SHELF_PREFIX):
             entry = self.library.titled(before.title)
         if entry is None:
@@ -220,15 +264,11 @@ class Scan:
 
     def _loose_entries(self) -> None:
         """Entries with an abstract and no file are documents themselves, as long as both is so."""
-        there = set()
-        for entry in self.library.entries:
-            if entry.key in self.described or not entry.abstract:
-                continue
-            there.add(entry.identity)
-            if self.catalogue.put(_loose(entry)):
-                self.found.added += 1
-            else:
-                self.found.unchanged += 1
+        loose = [one for one in self.library.entries if one.key not in self.described and one.abstract]
+        added = self.catalogue.put_all(map(_loose, loose))
+        self.found.added += added
+        self.found.unchanged += len(loose) - added
+        there = {entry.identity for entry in loose}
         for document in self.catalogue.from_bibliography():
             if document not in there:
                 self.catalogue.removing(document)

@@ -1,13 +1,15 @@
 """What is taken in, and what becomes of files that change, move, vanish or cannot be read."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from rag_support import encrypted, eventually, pdf
 
+from rag.documents import files
 from rag.engine import Engine
-from rag.index.catalogue import Entry
+from rag.index.catalogue import Entry, FileRow
 from rag.query import check
 from rag.records import IndexReport
 from workspace.errors import LabError, NotFound, Refused
@@ -301,3 +303,56 @@ def test_reading_a_path_key_needs_no_absolute_path(papers: Workspace) -> None:
 
     assert path_of("papers/a.pdf", papers) == papers.root / "papers" / "a.pdf"
     assert path_of("shelf:adam", papers) == Path(SHELF) / "adam.md"
+
+
+def test_an_indexing_answers_while_it_still_looks(
+    engine: Engine, papers: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    real = files.content_hash
+
+    def slow(parts: list[Path]) -> str:
+        assert go.wait(60)
+        return real(parts)
+
+    monkeypatch.setattr(files, "content_hash", slow)
+    monkeypatch.setattr("rag.engine.LOOK_S", 0.1)
+    (papers.papers_dir / "first.md").write_text("# First\n\nWaxwings eat rowan berries.")
+    try:
+        report = engine.index(None, 0)
+        assert (report.state, report.added, report.waiting) == ("indexing", 0, 0)
+        (papers.papers_dir / "second.md").write_text("# Second\n\nBramblings eat beech mast.")
+        assert engine.index(None, 0).state == "indexing"
+    finally:
+        go.set()
+    assert engine.index(None, 60).state == "done"
+    for words, name in (("waxwings rowan", "first"), ("bramblings beech", "second")):
+        assert engine.search(check(words)).hits[0].id == f"paper-{name}"
+
+
+def test_files_of_one_name_that_come_together_are_documents_of_their_own(engine: Engine, papers: Workspace) -> None:
+    for name, bird in (("a", "Hoopoes"), ("b", "Rollers"), ("c", "Hoopoes")):  # the last one is a copy of the first
+        (papers.papers_dir / name).mkdir()
+        (papers.papers_dir / name / "notes.md").write_text(f"{bird} breed in holes.")
+    report = engine.index(None, 60)
+    assert (report.state, report.added, report.duplicates) == ("done", 2, 1)
+    found = {hit.source: hit.id for hit in engine.search(check("birds that breed in holes", kinds=["paper"])).hits}
+    assert found.keys() == {"papers/a/notes.md", "papers/b/notes.md"} and len(set(found.values())) == 2
+
+
+def test_many_files_are_written_down_in_few_transactions(
+    engine: Engine, papers: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = engine.generations.building.catalogue
+    real, calls = catalogue.put_files, []
+
+    def counted(changes: list[tuple[FileRow, Entry | None]]) -> None:
+        calls.append(len(changes))
+        real(changes)
+
+    monkeypatch.setattr(catalogue, "put_files", counted)
+    monkeypatch.setattr("rag.scan.AT_ONCE_S", 60.0)
+    for number in range(250):
+        (papers.papers_dir / f"note-{number}.md").write_text(f"Godwit number {number} was ringed.")
+    assert engine.index(None, 0).added == 250
+    assert len(calls) == 2 and sum(calls) == 250
