@@ -3,7 +3,7 @@
 python benchmarks/passages.py [--write] [--sizes 300 1000 ...]
 
 Reads cranfield and pubmedqa of the folder LAB_BENCH_DATA names. Cranfield's documents are taken whole and ranked by
-their best passage. PubMedQA's 1,000 abstracts are bound into volumes of 20, in which passages may straddle abstracts:
+their best passage. 500 abstracts of PubMedQA are bound into volumes of 20, in which passages may straddle abstracts:
 a question has found its place when more than half of a passage shown lies in its abstract.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,8 +31,8 @@ from rag.query import check
 from workspace.layout import Workspace
 from workspace.settings import Settings
 
-SIZES = (300, 500, 700, 1000, 1400, 2000)  # characters
-VOLUME = 20  # abstracts
+SIZES = (500, 1000, 1500)  # characters
+VOLUME, VOLUMES = 20, 25  # abstracts in one; volumes
 SHOWN = 10
 LONGEST_S = 1800.0
 FLOOR = Settings().rag.floor
@@ -45,7 +46,7 @@ def set_size(target: int) -> None:
 def volumes(data: Path) -> tuple[list[Entry], dict[str, tuple[str, int, int]]]:
     """The volumes, and for each question its document with the start and end of its abstract in it."""
     articles = json.loads((data / "pubmedqa" / "ori_pqal.json").read_text(encoding="utf-8"))
-    names = sorted(articles)
+    names = sorted(articles)[: VOLUME * VOLUMES]
     entries, places = [], {}
     for begin in range(0, len(names), VOLUME):
         name, text = f"volume-{begin // VOLUME + 1:02d}", ""
@@ -138,7 +139,10 @@ def main() -> None:
         print("skipped: LAB_BENCH_DATA is not set")
         return
     in_use = chunks.TARGET
-    results = [measure(size, Path(data)) for size in options.sizes]
+    results = []
+    for size in options.sizes:
+        results.append(measure(size, Path(data)))
+        print(table(results, in_use), file=sys.stderr, flush=True)
     head = f"Measured {machine()}. In brackets the 95 % interval of the difference to the size in use, over questions."
     text = f"{head}\n\n{table(results, in_use)}"
     print(text)

@@ -88,6 +88,9 @@ class Catalogue:
 
     def __init__(self, file: Path) -> None:
         self._database = Database(file)
+        # what may be lost with the power, since it is then done again: waiting for the disk at each step of each
+        # document would take longer than embedding a short one
+        self._progress = Database(file, synchronous="NORMAL")
         self._database.migrate("catalogue", TABLES)
         with self._database.transaction() as tx:  # a store written but not flushed may have lost it with the power
             tx.execute("UPDATE documents SET state = 'pending' WHERE state = 'written'")
@@ -148,17 +151,17 @@ class Catalogue:
 
     def opening(self, entry: Entry) -> bool:
         """Count an attempt at reading; False when the process died at it too often."""
-        with self._database.transaction() as tx:
+        with self._progress.transaction() as tx:
             tx.execute("UPDATE documents SET attempts = attempts + 1 WHERE id = ?", (entry.id,))
         return entry.attempts < READ_ATTEMPTS
 
     def opened(self, entry: Entry) -> None:
-        with self._database.transaction() as tx:
+        with self._progress.transaction() as tx:
             tx.execute("UPDATE documents SET attempts = 0 WHERE id = ?", (entry.id,))
 
     def written(self, entry: Entry, chunks: int) -> None:
         """All passages are in the store. Without effect when the document was put again meanwhile."""
-        with self._database.transaction() as tx:
+        with self._progress.transaction() as tx:
             tx.execute(
                 "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, details = ?, hash = ?,"
                 " chunks = ?, reason = '' WHERE id = ? AND revision = ?",
@@ -169,7 +172,7 @@ class Catalogue:
             )
 
     def failed(self, entry: Entry, reason: str) -> None:
-        with self._database.transaction() as tx:
+        with self._progress.transaction() as tx:
             tx.execute(
                 "UPDATE documents SET state = 'failed', reason = ?, chunks = 0 WHERE id = ? AND revision = ?",
                 (reason, entry.id, entry.revision),
@@ -177,7 +180,7 @@ class Catalogue:
 
     def flushed(self) -> None:
         """The store was flushed: what was written before is done. The caller writes nothing meanwhile."""
-        with self._database.transaction() as tx:
+        with self._progress.transaction() as tx:
             tx.execute("UPDATE documents SET state = 'done' WHERE state = 'written'")
 
     def store_is_empty(self) -> None:
@@ -217,7 +220,7 @@ class Catalogue:
         )
 
     def removed(self, entry: Entry) -> None:
-        with self._database.transaction() as tx:
+        with self._progress.transaction() as tx:
             tx.execute("DELETE FROM documents WHERE id = ? AND revision = ?", (entry.id, entry.revision))
 
     def forget_files(self, paths: Iterable[str]) -> list[str]:
@@ -312,4 +315,5 @@ class Catalogue:
         self.put_files((file, None) for file in other.files().values())
 
     def close(self) -> None:
+        self._progress.close()
         self._database.close()
