@@ -28,7 +28,8 @@ from pathlib import Path
 
 import anyio
 import numpy as np
-from latency import bridge_command, environment, percentile, summary
+from conversation import Conversation, bridge_command, environment
+from latency import percentile, summary
 from mcp import Client, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from report import machine, write_section
@@ -193,8 +194,21 @@ def nearly_due(kept: Path, folder: Path, model: embedding.Embedder) -> Workspace
     return Workspace(folder / "calls")
 
 
-async def search_through_bridge(workspace: Workspace, count: int) -> list[float]:
-    """Seconds of each search of an assistant: client, stdio bridge, service, worker, and back."""
+def search_through_bridge(workspace: Workspace, count: int) -> list[float]:
+    """Seconds of each search of an assistant: stdio bridge, service, worker, and back."""
+    with Conversation(workspace) as lab:
+        seconds = []
+        for n in range(count + 10):
+            asked = question(next(NUMBERS))
+            started = time.perf_counter()
+            answer = lab.call("rag_search", query=asked)
+            if n >= 10:
+                seconds.append(time.perf_counter() - started)
+            assert answer["hits"], answer
+        return seconds
+
+
+async def search_with_the_sdk(workspace: Workspace, count: int) -> list[float]:
     async with Client(stdio_client(bridge(workspace))) as client:
         seconds = []
         for n in range(count + 10):
@@ -207,11 +221,11 @@ async def search_through_bridge(workspace: Workspace, count: int) -> list[float]
         return seconds
 
 
-async def first_search(workspace: Workspace) -> float:
+def first_search(workspace: Workspace) -> float:
     """Seconds from starting the bridge, with no service running, to the answer of a search by meaning."""
     started = time.perf_counter()
-    async with Client(stdio_client(bridge(workspace))) as client:
-        answer = (await client.call_tool("rag_search", {"query": question(next(NUMBERS))})).structured_content
+    with Conversation(workspace) as lab:
+        answer = lab.call("rag_search", query=question(next(NUMBERS)))
         elapsed = time.perf_counter() - started
     assert answer["hits"] and "partial" not in answer, answer
     return elapsed
@@ -231,11 +245,13 @@ def measure_bridge(folder: Path, model: embedding.Embedder) -> dict[str, dict[st
     """At 50,000 passages, optimised: warm searches, and the first one of a service that was not there."""
     workspace = optimised(folder, model)
     try:
-        results = {"warm search, 50,000 passages": shown(anyio.run(search_through_bridge, workspace, SEARCHES))}
+        results = {"warm search, 50,000 passages": shown(search_through_bridge(workspace, SEARCHES))}
+        with_the_sdk = anyio.run(search_with_the_sdk, workspace, SEARCHES)
+        results["the same, with the work of the Python SDK's client"] = shown(with_the_sdk)
         cold = []
         for _ in range(COLD_STARTS):
             shut_down(workspace)
-            cold.append(anyio.run(first_search, workspace))
+            cold.append(first_search(workspace))
         results["first search, service and worker not running before"] = shown(cold)
     finally:
         shut_down(workspace)
@@ -251,23 +267,22 @@ def write_papers(workspace: Workspace) -> None:
         (workspace.papers_dir / f"study-{n:02d}.txt").write_text(f"Study {n}\n\n" + " ".join(chosen))
 
 
-async def measure_calls(workspace: Workspace) -> dict[str, dict[str, float]]:
+def measure_calls(workspace: Workspace) -> dict[str, dict[str, float]]:
     """`gpu_status` through the bridge: idle, while real text is indexed, and while the index is optimised as well."""
     results: dict[str, dict[str, float]] = {}
-    async with Client(stdio_client(bridge(workspace))) as client:
+    with Conversation(workspace) as lab:
 
-        async def call() -> float:
+        def call() -> float:
             started = time.perf_counter()
-            answer = await client.call_tool("gpu_status", {})
-            assert not answer.is_error, answer.content
+            lab.call("gpu_status")
             return time.perf_counter() - started
 
-        await client.call_tool("rag_index", {"wait_s": 60})
-        await anyio.sleep(3)
-        results["gpu_status, memory idle"] = summary([await call() for _ in range(IDLE_CALLS)])
+        lab.call("rag_index", wait_s=60)
+        time.sleep(3)
+        results["gpu_status, memory idle"] = summary([call() for _ in range(IDLE_CALLS)])
         write_papers(workspace)
         begun = time.monotonic()
-        report = (await client.call_tool("rag_index", {"wait_s": 0})).structured_content
+        report = lab.call("rag_index", wait_s=0)
         assert report["state"] == "indexing", report
         place = store_folder(workspace)
         first = durable.read_json(place / CURRENT)["shard"]
@@ -275,9 +290,9 @@ async def measure_calls(workspace: Workspace) -> dict[str, dict[str, float]]:
         waiting = report["waiting"]
         for n in _until(begun + LONGEST_S):
             beside = len(list(place.glob("shard-*"))) > 1
-            (optimizing if beside else indexing).append(await call())
+            (optimizing if beside else indexing).append(call())
             if n % 200 == 199:
-                report = (await client.call_tool("rag_index", {"wait_s": 0})).structured_content
+                report = lab.call("rag_index", wait_s=0)
                 waiting = report["waiting"]
                 if not waiting and durable.read_json(place / CURRENT)["shard"] != first:
                     break
@@ -320,7 +335,7 @@ def main() -> None:
         if options.calls or everything:
             workspace = nearly_due(options.folder or folder, folder, model)
             try:
-                calls = anyio.run(measure_calls, workspace)
+                calls = measure_calls(workspace)
             finally:
                 shut_down(workspace)
             parts.append("A call of the service, through the stdio bridge:\n\n" + table(calls, "p99_ms"))
