@@ -186,7 +186,7 @@ def table(results: dict[str, Any]) -> str:
     if found := results.get("kills"):
         killed = ", ".join(f"{count} of the {name}" for name, count in found["killed"].items())
         what = f"{found['rounds']} times kill -9 ({killed}; {found['under_way']} while documents waited)"
-        bad = ", ".join(f"{len(found[name])} {name.replace('_', ' ')}" for name in WRONG)
+        bad = ", ".join(f"{len(found[name])} {name.replace('_', ' ')}" for name in WRONG if name in found)
         lines.append(f"| {what}, seed {found['seed']} | {bad} | none |")
     return "\n".join(lines)
 
