@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,8 @@ def test_a_service_that_is_there_is_left_alone(make_bench: Callable[..., Bench],
     assert not woken.exists()
 
 
-@pytest.mark.parametrize("spoilt", ["writable", "link", "no command", "torn", "workspace gone"])
+@pytest.mark.parametrize("spoilt", ["writable", "link", "no command", "torn", "workspace gone",
+                                     "no words", "one word", "no lock", "odd lock", "deep"])  # fmt: skip
 def test_a_note_that_may_not_be_this_users_is_not_obeyed(tmp_path: Path, spoilt: str) -> None:
     """Anybody may write into the machine's folder of leases."""
     folder = tmp_path / "leases"
@@ -67,6 +69,36 @@ def test_a_note_that_may_not_be_this_users_is_not_obeyed(tmp_path: Path, spoilt:
         note.path.write_text(json.dumps(content | {"command": [7]}))
     elif spoilt == "torn":
         note.path.write_text(note.path.read_text()[:20])
-    else:
+    elif spoilt == "workspace gone":
         note.path.write_text(json.dumps(content | {"workspace": str(tmp_path / "gone")}))
+    elif spoilt == "no words":
+        note.path.write_text(json.dumps(content | {"command": []}))
+    elif spoilt == "one word":
+        note.path.write_text(json.dumps(content | {"command": "/bin/true"}))
+    elif spoilt == "no lock":
+        del content["service_lock"]
+        note.path.write_text(json.dumps(content))
+    elif spoilt == "odd lock":
+        note.path.write_text(json.dumps(content | {"service_lock": 7}))
+    else:
+        note.path.write_text("[" * waking.NOTE_BYTES)
     assert list(waking._notes(folder)) == []
+    waking.wake_others(folder)
+
+
+def test_what_others_put_into_the_folder_of_leases_holds_nobody_up(make_bench: Callable[..., Bench]) -> None:
+    """A FIFO that nobody writes to, a note that names no command or one no system can take: the run ends, is told."""
+    bench = make_bench()
+    run_id = bench.start(SLEEP)
+    bench.pids(run_id)
+    folder = bench.runs.leases.folder
+    os.mkfifo(folder / f"0{waking.NOTE}", 0o644)
+    os.mkfifo(folder / "elsewhere.lock", 0o444)
+    lock = str(bench.workspace.locks_dir / "service.lock")
+    for number, command in enumerate(([], ["\0"], ["\ud800"])):
+        note = {"workspace": str(bench.workspace.root), "service_lock": lock, "command": command}
+        (folder / f"{number + 1}{waking.NOTE}").write_text(json.dumps(note))
+        (folder / f"{number + 1}{waking.NOTE}").chmod(0o644)
+    bench.runs.stop(run_id)
+    assert bench.end(run_id).state == "cancelled"
+    assert "Traceback" not in (bench.folder(run_id) / "supervisor.log").read_text()

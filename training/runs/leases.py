@@ -135,7 +135,7 @@ class Leases:
 
     def _open(self, resource: str, *, create: bool) -> int | None:
         path = self.folder / (re.sub(r"[^A-Za-z0-9._-]", "_", resource) + ".lock")
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # to open somebody's FIFO must not wait for its writer
         try:
             # Without O_CREAT first: in a sticky folder Linux refuses O_CREAT on a file of another user.
             for mode in (os.O_RDWR, os.O_RDONLY):

@@ -37,32 +37,39 @@ def wake_others(leases: Path) -> None:
     """Start the services of other workspaces of this user that wait for a lease and have none."""
     kept = {name: value for name, value in os.environ.items() if name == FOLDER_VARIABLE or name[:4] != "LAB_"}
     for note in _notes(leases):
-        if _is_free(note["service_lock"]):
-            try:
+        try:
+            if _is_free(note["service_lock"]):
                 subprocess.Popen(
                     note["command"], cwd="/", env=kept, stdin=subprocess.DEVNULL, start_new_session=True
                 ).returncode = 0  # it is not waited for
-            except OSError as error:
-                say(f"{note['workspace']}: {error.strerror}")
+        except (OSError, ValueError) as error:  # ValueError: a character that no path can have
+            say(f"{note['workspace']}: {error}")
 
 
 def _notes(leases: Path) -> Iterator[dict[str, Any]]:
-    """The notes this user wrote: anybody may write into the folder, and a note names a command."""
+    """The notes this user wrote, whole ones: anybody may put anything into the folder, and a note names a command."""
     try:
         paths = sorted(path for path in leases.iterdir() if path.name.endswith(NOTE))
     except OSError:
         return
     for path in paths:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            # without O_NONBLOCK, to open somebody's FIFO would wait for its writer
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 state = os.fstat(descriptor)
                 ours = state.st_uid == os.getuid() and stat.S_ISREG(state.st_mode) and not state.st_mode & 0o022
                 note = json.loads(os.read(descriptor, NOTE_BYTES)) if ours else None
             finally:
                 os.close(descriptor)
-            if note and Path(note["workspace"]).is_dir() and all(isinstance(word, str) for word in note["command"]):
+            if note and _is_whole(note) and Path(note["workspace"]).is_dir():
                 yield note
+
+
+def _is_whole(note: Mapping[str, Any]) -> bool:
+    command = note["command"]
+    words = [note["workspace"], note["service_lock"], *command]
+    return isinstance(command, list) and bool(command) and all(isinstance(word, str) for word in words)
 
 
 def _is_free(lock: str) -> bool:
