@@ -361,6 +361,17 @@ def _severities(workspace: Workspace, run_id: str) -> list[str]:
     return [alert["severity"] for alert in found]
 
 
+def test_a_stop_does_not_wait_for_a_disk_that_takes_no_alert(workspace: Workspace) -> None:
+    runs = OneRun()
+    watching = watch(workspace, runs, nan="stop")
+    folder = workspace.run_dir("run-0001")
+    (folder / "alerts.jsonl").mkdir()
+    with (folder / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps({"step": step, "loss": float("nan")}) + "\n" for step in range(20))
+    watching.round()
+    assert [by for _, by in runs.stopped] == ["alerts.nan in lab.toml"]
+
+
 def test_many_long_alerts_are_still_written_once(workspace: Workspace) -> None:
     folder = workspace.run_dir("run-0001")
     for _ in range(2):

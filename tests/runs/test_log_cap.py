@@ -89,6 +89,37 @@ def test_what_it_does_about_it_is_set(
         assert "cannot drop its beginning" in durable.read_json(tmp_path / "stop.json")["reason"]
 
 
+@pytest.mark.parametrize("full", ["alerts.jsonl", "stop.json"])
+def test_a_disk_too_full_to_say_it_neither_forgets_it_nor_keeps_the_run_from_its_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def no_space(path: Path, write: object) -> None:
+        if path.name == full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path)  # type: ignore[operator]
+
+    json_, line = durable.write_json, durable.append_jsonl
+    monkeypatch.setattr(log_cap, "punch", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_json", lambda p, v: no_space(p, lambda p: json_(p, v)))
+        patch.setattr(durable, "append_jsonl", lambda p, v, sync: no_space(p, lambda p: line(p, v, sync=sync)))
+        write(tmp_path, 3)
+        cap = LogCap(tmp_path, 2 * MIB, "stop")
+        cap.hold()
+        cap.hold()
+        assert "cannot drop its beginning" in cap.stop_request["reason"] and cap.stop_request["alert"] == "log"
+        assert capfd.readouterr().err.count("not written down") == 1
+    cap.hold()
+    (alert,) = durable.read_jsonl(tmp_path / "alerts.jsonl")
+    assert alert["severity"] == "stop"
+    assert durable.read_json(tmp_path / "stop.json") == cap.stop_request
+    monkeypatch.setattr(log_cap, "punch", None)
+    cap.hold()  # it is told: never tried again
+
+
 def test_no_cap_and_no_log_are_no_trouble(tmp_path: Path) -> None:
     LogCap(tmp_path, 8 * MIB).hold()
     write(tmp_path, 2)

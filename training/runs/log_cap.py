@@ -33,7 +33,8 @@ class LogCap:
         self.log = folder / "train.log"
         self.cap_bytes = cap_bytes
         self.policy = policy
-        self.hopeless = False
+        self.hopeless = self.complained = False
+        self.stop_request: dict[str, Any] = {}  # as stop.json has it, for the case that the disk is too full for one
 
     def hold(self) -> None:
         """Drop the log's head when it takes more than the cap. Never raises: what cannot be done is an alert."""
@@ -49,21 +50,26 @@ class LogCap:
         try:
             punch(self.log, end)
         except OSError as error:
-            self.hopeless = True
             text = (
                 f"the log is larger than {self.cap_bytes / 1e9:g} GB, and this file system cannot drop its beginning "
                 f"({error.strerror}); it goes on growing"
             )
-            self._tell(self.policy, text, state)
+            self.hopeless = self._tell(self.policy, text, state)
         else:
             kept = f"{self.cap_bytes * KEPT / 1e9:g} GB"
             text = f"the log grew beyond {self.cap_bytes / 1e9:g} GB: its beginning was dropped, {kept} at least stay"
             self._tell("off" if self.policy == "off" else "note", text, state)
 
-    def _tell(self, severity: str, text: str, state: os.stat_result) -> None:
-        """Once for each text, whichever supervisor of the run comes to it; `stop` asks for the run's end, too."""
+    def _tell(self, severity: str, text: str, state: os.stat_result) -> bool:
+        """Once for each text, whichever supervisor of the run comes to it; `stop` asks for the run's end, too.
+
+        Whether it is written down.
+        """
         if severity == "off":
-            return
+            return True
+        if severity == "stop":
+            request = {"at": clock.now(), "reason": f"{ALERT_CLASS}: {text}", "by": "alerts.log in lab.toml"}
+            self.stop_request = self.stop_request or request | {"alert": ALERT_CLASS}
         length, held = state.st_size, state.st_blocks * 512
         record: dict[str, Any] = {"time": clock.now(), "class": ALERT_CLASS, "severity": severity, "text": text}
         record["numbers"] = {"cap_bytes": self.cap_bytes, "length_bytes": length, "on_disk_bytes": held}
@@ -73,10 +79,13 @@ class LogCap:
             append_once(self.folder, record, ("class", "text"))
             stop = self.folder / "stop.json"
             if severity == "stop" and not stop.exists():
-                request = {"at": clock.now(), "reason": f"{ALERT_CLASS}: {text}", "by": "alerts.log in lab.toml"}
-                durable.write_json(stop, request | {"alert": ALERT_CLASS})
+                durable.write_json(stop, self.stop_request)
         except OSError as error:
-            say(f"{text} (not written down: {error})")
+            if not self.complained:
+                say(f"{text} (not written down: {error})")
+            self.complained = True
+            return False
+        return True
 
 
 def punch(file: Path, length: int) -> None:

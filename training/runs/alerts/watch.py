@@ -62,6 +62,7 @@ class _Watched:
     inode: int = 0
     behind: bool = True  # there is more to read
     raised: set[tuple[str, str | None]] = field(default_factory=set)
+    stopped: set[tuple[str, str | None]] = field(default_factory=set)
 
 
 class Watch:
@@ -199,19 +200,21 @@ class Watch:
         if key in watched.raised:
             return
         try:
-            written = write_once(watched.folder, alert, policy)
-        except OSError as error:  # tried again when the rule finds it again
+            new = write_once(watched.folder, alert, policy)
+            watched.raised.add(key)
+        except OSError as error:  # tried again when the rule finds it again; a stop does not wait for the disk
             log.warning("%s: an alert could not be written: %s", run_id, error.strerror)
-            return
-        watched.raised.add(key)
-        if written and policy == "stop" and alert.rule != "disk_filling":
-            self._stop(run_id, alert.rule, alert.text)
+            new = key not in watched.stopped
+        if new and policy == "stop" and alert.rule != "disk_filling" and self._stop(run_id, alert.rule, alert.text):
+            watched.stopped.add(key)
 
-    def _stop(self, run_id: str, rule: str, text: str) -> None:
+    def _stop(self, run_id: str, rule: str, text: str) -> bool:
         try:
             self.runs.stop(run_id, f"{rule}: {text}", by=f"alerts.{rule} in lab.toml", rule=rule)
         except LabError as error:
             log.warning("%s could not be stopped: %s", run_id, error)
+            return False
+        return True
 
 
 def _new_records(watched: _Watched) -> Iterator[dict[str, Any]]:
