@@ -30,10 +30,7 @@ def mark(runs_dir: Path) -> None:
 
 def is_whole(runs_dir: Path) -> bool:
     """Whether the folder is the one the runs were written to, as far as can be seen."""
-    try:
-        return is_there(runs_dir / MARK)
-    except OSError:
-        return False
+    return seen(runs_dir / MARK) is True
 
 
 def is_there(path: Path) -> bool:
@@ -45,12 +42,17 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def seen(path: Path) -> bool | None:
+    """`is_there`; None when that cannot be seen."""
+    try:
+        return is_there(path)
+    except OSError:
+        return None
+
+
 def is_gone(folder: Path) -> bool:
     """Whether a run's folder was deleted for good; False when it is there, or when that cannot be seen."""
-    try:
-        return not is_there(folder) and is_whole(folder.parent)
-    except OSError:
-        return False
+    return seen(folder) is False and is_whole(folder.parent)
 
 
 def moved_to(descriptor: int) -> Path | None:

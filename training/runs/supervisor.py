@@ -11,6 +11,7 @@ Standard library and standard-library-only modules of ours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -64,6 +65,7 @@ class Supervisor:
         self.asked_by_signal: str | None = None
         self.start_error: str | None = None
         self.rebooted = False
+        self.over_at, self.memory_kill, self.leftovers = self.started_at, False, 0
         self.heartbeat_due = 0.0
         self.heartbeat_error: str | None = None
         kills = outcome.memory_kills()
@@ -149,10 +151,13 @@ class Supervisor:
             alive = self.shim.pid not in self.statuses if self.shim_is_child else is_alive(self.shim)
             if alive:
                 return False
-            if self._shim_code() == ALREADY_STARTED and not (self.folder / "job_exit.json").exists():
-                self.adopt()  # an earlier attempt, thought dead, had just started the job
-                return False
-        if (self.folder / "job_exit.json").exists() or self._shim_code() is not None:
+            if self._shim_code() == ALREADY_STARTED and not place.seen(self.folder / "job_exit.json"):
+                there = place.seen(self.folder)  # if not: it may have been the job's own code
+                if there:
+                    self.adopt()  # an earlier attempt, thought dead, had just started the job
+                if there or self.stop is None:
+                    return False
+        if place.seen(self.folder / "job_exit.json") or self._shim_code() is not None:
             return True
         if self.job is None:
             self._find_job()
@@ -175,12 +180,8 @@ class Supervisor:
             code = os.waitstatus_to_exitcode(self.statuses[self.job.pid])
             return End(code) if code >= 0 else End(signal=signal.Signals(-code).name)
         of_shim = self._shim_code()
-        if (
-            of_shim is not None
-            and self.job is None
-            and self.folder.is_dir()
-            and not (self.folder / "job.json").exists()
-        ):
+        never = self.job is None and place.seen(self.folder) and place.seen(self.folder / "job.json") is False
+        if of_shim is not None and never:
             return End(127, error="the job could not be started; the end of its log says why")
         return End(of_shim)
 
@@ -208,7 +209,7 @@ class Supervisor:
 
     def _find_folder(self) -> None:
         """The run's folder may have been moved, with its whole workspace."""
-        if not self.folder.is_dir() and (moved := place.moved_to(self.lock)) is not None:
+        if place.seen(self.folder) is False and (moved := place.moved_to(self.lock)) is not None:
             say(f"{self.folder} is now {moved}")
             self.folder = moved
             self.log_cap = LogCap(moved, self.log_cap.cap_bytes, self.log_cap.policy)
@@ -216,7 +217,7 @@ class Supervisor:
     def _stop_due(self) -> Stop | None:
         """The stop that is due now."""
         self._find_folder()
-        request = read(self.folder / "stop.json")
+        request = read(self.folder / "stop.json") or self.log_cap.stop_request
         if request:
             return outcome.stop_asked_for(request, clock.now())
         if self.asked_by_signal:
@@ -308,48 +309,60 @@ class Supervisor:
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake_read, 4096)
 
-    def finish(self) -> dict[str, Any]:
-        """The final record, written durably once nothing of the tree is left."""
+    def finish(self) -> None:
+        """The job has ended: nothing of its tree is to be left."""
+        self.over_at = clock.now()
         self._find_folder()
         self._read_job()
-        end = self.end()
-        memory_kill = outcome.memory_kills() > self.memory_kills[0]
-        leftovers = self.end_leftovers()
+        self.memory_kill = outcome.memory_kills() > self.memory_kills[0]
+        self.leftovers = self.end_leftovers()
         if self.group:
             cgroup.remove(self.group)
+
+    def record(self) -> dict[str, Any]:
+        """The final record, from what the folder says: it must be there."""
+        self._read_job()
+        end = self.end()
         started = clock.parse(self.started_at).timestamp()
         seen = Evidence(
             kind=str(self.run.get("kind", "script")),
             summary=outcome.trainer_summary(self.folder, started),
             checkpoint=outcome.has_checkpoint(self.folder),
-            memory_kill=memory_kill,
+            memory_kill=self.memory_kill,
             rebooted=self.rebooted,
             exception=outcome.last_exception(self.folder / "train.log"),
         )
-        ended_at = end.ended_at or clock.now()
+        ended_at = end.ended_at or self.over_at
         record = outcome.decide(end, self.stop, seen) | {
             "started_at": self.started_at,
             "ended_at": ended_at,
             "elapsed_s": round(max(0.0, clock.seconds_between(self.started_at, ended_at)), 3),
         }
-        if leftovers:
-            record["ended_leftovers"] = leftovers
+        if self.leftovers:
+            record["ended_leftovers"] = self.leftovers
         return record
 
-    def write_exit(self, record: dict[str, Any]) -> None:
-        """Durable; on a full or missing disk tried again and again, unless the folder was deleted."""
+    def write_exit(self, attempts: int = 10**6) -> bool:
+        """Judge how it ended and write that durably: on a full or missing disk again and again.
+
+        False when more attempts may help; True when it is written, or the folder was deleted.
+        """
         deadline = time.monotonic() + WRITE_LIMIT_S
-        for attempt in range(10**6):
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(WRITE_PAUSES_S[min(attempt, len(WRITE_PAUSES_S)) - 1])
             try:
-                durable.write_json(self.folder / "exit.json", record)
-                return
+                self._find_folder()
+                if not place.is_there(self.folder):  # nor are summary, checkpoints and log, which tell how it ended
+                    raise FileNotFoundError(errno.ENOENT, "the run's folder is not there")
+                durable.write_json(self.folder / "exit.json", self.record())
+                return True
             except OSError as error:
                 if attempt < len(WRITE_PAUSES_S):
                     say(f"exit.json not written: {error}")
-                self._find_folder()
                 if time.monotonic() > deadline or place.is_gone(self.folder):
-                    return
-            time.sleep(WRITE_PAUSES_S[min(attempt, len(WRITE_PAUSES_S) - 1)])
+                    return True
+        return False
 
 
 def main(arguments: list[str]) -> int:
@@ -377,11 +390,13 @@ def main(arguments: list[str]) -> int:
     else:
         supervisor.start()
     supervisor.watch()
-    record = supervisor.finish()
+    supervisor.finish()
     for descriptor in leases:
         os.close(descriptor)
-    wake_others(lease_folder())
-    supervisor.write_exit(record)
+    written = supervisor.write_exit(attempts=1)
+    wake_others(lease_folder())  # they do not wait for a disk that is full or away
+    if not written:
+        supervisor.write_exit()
     os.close(lock)
     wake(supervisor.folder, supervisor.run)
     return 0
