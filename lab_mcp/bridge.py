@@ -24,20 +24,23 @@ from workspace.errors import LabError
 from workspace.layout import Workspace, discover
 
 if TYPE_CHECKING:  # what they need is imported while the service is already starting
-    from lab_mcp.channel import Answer, Channel
+    from anyio import CancelScope
+
+    from lab_mcp.channel import Answer
+    from lab_mcp.link import Link
 
 ATTEMPTS = 6  # to have one request answered, each with a service brought back in between
 PASSIVE_POLL_S = 0.5
 PATIENCE_S = 1.5  # with a service that is starting; Claude Code has twice as much
 LISTEN = "subscriptions/listen"
-PATH = "/mcp"
-NAMED_METHODS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"} | dict.fromkeys(
-    ("tasks/get", "tasks/cancel", "tasks/update"), "taskId"
-)
 
 
 class Lost(Exception):
-    """The service went away, or forgot us, before it answered."""
+    """The answer did not come: the service went away, its connection broke, or (`forgotten`) it does not know us."""
+
+    def __init__(self, *, forgotten: bool = False) -> None:
+        super().__init__()
+        self.forgotten = forgotten
 
 
 class Bridge:
@@ -50,13 +53,10 @@ class Bridge:
         self.conversation = named if named and messages.plain(named) else f"bridge-{uuid.uuid4().hex[:12]}"
         self.key_prefix = uuid.uuid4().hex
         self.sent = 0
-        self.endpoint: connection.Endpoint | None = None
-        self.channel: Channel | None = None  # to that endpoint
-        self.generation = 0  # raised with each service we connect to
-        self.session: str | None = None  # older era: what the service calls our session
+        self.link: Link | None = None  # to the service of now
         self.initialize: Message | None = None  # older era: to be replayed
-        self.protocol: str | None = None
-        self.scopes: dict[Any, Any] = {}  # request id -> cancel scope of its exchange
+        self.protocol: str | None = None  # older era: what was agreed on
+        self.scopes: dict[Any, CancelScope] = {}  # request id -> its exchange, until it is answered
         self.questions = Questions()
         self.reconnecting = anyio.Lock()
         self.writing = anyio.Lock()
@@ -76,6 +76,8 @@ class Bridge:
         await self._goodbye()
 
     async def _receive(self, line: bytes) -> None:
+        import anyio
+
         try:
             message = json.loads(line)
         except ValueError:
@@ -87,20 +89,22 @@ class Bridge:
         self.sent += 1
         key = f"{self.key_prefix}:{self.sent}"
         if "method" in message and "id" in message:
-            self.group.start_soon(self._request, message, key)
-        else:  # in order and before anything that follows: `initialized` must not be overtaken
-            await self._notify(message, key)
+            # known before its task first runs: what cancels it may be the very next line
+            scope = self.scopes[message["id"]] = anyio.CancelScope()
+            self.group.start_soon(self._request, message, line, key, scope)
+        elif "method" in message:  # in order and before anything that follows: `initialized` must not be overtaken
+            await self._notify(message, line, key)
+        else:
+            await self._answer(message, key)
 
-    async def _request(self, message: Message, key: str) -> None:
-        import anyio
-
+    async def _request(self, message: Message, line: bytes, key: str, scope: CancelScope) -> None:
         version = messages.modern(message)
-        if version is not None and message["method"] == greeting.DISCOVER and self.channel is None:
+        if version is not None and message["method"] == greeting.DISCOVER and self.link is None:
             self.group.start_soon(self._greet, message["id"], version)
-        with anyio.CancelScope() as scope:
-            self.scopes[message["id"]] = scope
+        with scope:
             try:
-                await self._exchange(message, key)
+                if not scope.cancel_called:
+                    await self._exchange(message, line, key)
             finally:
                 if self.scopes.get(message["id"]) is scope:
                     del self.scopes[message["id"]]
@@ -111,82 +115,85 @@ class Bridge:
 
         await anyio.sleep(PATIENCE_S)
         scope = self.scopes.get(request_id)
-        if scope is None or self.channel is not None:  # it was answered, or is about to be
+        if scope is None or self.link is not None:  # it was answered, or is about to be
             return
         known = greeting.recall(self.workspace, version)
         if known is not None:
             scope.cancel()
             await self._write({"jsonrpc": "2.0", "id": request_id, "result": known})
 
-    async def _exchange(self, message: Message, key: str) -> None:
+    async def _exchange(self, message: Message, line: bytes, key: str) -> None:
         """Have one request answered, whatever happens to the service meanwhile."""
         passive = message["method"] == LISTEN  # a mere listener does not bring a service back
         attempt = 0
         while True:
-            generation = self.generation
+            link = self.link
             try:
-                await self._post(message, key)
+                await self._post(link, message, line, key)
                 return
-            except Lost:
+            except Lost as lost:
                 attempt += 1
                 try:
                     if attempt > ATTEMPTS and not passive:
                         raise LabError(
                             "the lab's service keeps dying on this request", fix="look at .lab/service.log"
                         ) from None
-                    await self._reconnect(generation, passive=passive)
+                    await self._reconnect(link, passive=passive, forgotten=lost.forgotten)
                 except LabError as error:
                     await self._write(messages.refusal(message, str(error)))
                     return
 
-    async def _notify(self, message: Message, key: str) -> None:
-        if message.get("method") == "notifications/cancelled":
+    async def _notify(self, message: Message, line: bytes, key: str) -> None:
+        if message["method"] == "notifications/cancelled":
             scope = self.scopes.get((message.get("params") or {}).get("requestId"))
             if scope is not None:
                 scope.cancel()  # closes the response stream, which is how the newer era cancels
-        if "method" not in message:
-            known = self.questions.answered(message, self.generation)
-            if known is None:
-                return
-            message = known
-        try:
-            await self._post(message, key)
-        except Lost:
-            return  # nobody waits for an answer; the next request brings the service back
-        if message.get("method") == "notifications/initialized":
+        with contextlib.suppress(Lost):  # nobody waits for an answer; the next request brings the service back
+            await self._post(self.link, message, line, key)
+        if message["method"] == "notifications/initialized":
             self.group.start_soon(self._listen)
 
-    async def _post(self, message: Message, key: str) -> None:
+    async def _answer(self, message: Message, key: str) -> None:
+        """What the user said to a question, tried twice; when its service has died, the next one asks again."""
+        for _ in range(2):
+            link = self.link
+            known = self.questions.answered(message, link.number) if link is not None else None
+            if known is None:
+                return
+            with contextlib.suppress(Lost):
+                await self._post(link, known, json.dumps(known).encode(), key)
+                self.questions.settled(message)
+                return
+
+    async def _post(self, link: Link | None, message: Message, body: bytes, key: str) -> None:
         """Send one message and write out everything that comes back. Raises `Lost` when its answer did not come."""
         from lab_mcp.channel import Broken
 
-        if self.channel is None:
+        if link is None:
             raise Lost
         request_id = message.get("id") if "method" in message else None
-        answered = request_id is None
-        generation = self.generation
+        answered = False
         try:
-            async with self.channel.request(
-                "POST", PATH, self._headers(message, key), json.dumps(message).encode()
-            ) as answer:
-                if self._lost(answer.status, message):
-                    raise Lost
+            async with link.post(message, body, key) as answer:
+                if link.forgotten(answer.status, message, self.initialize is not None):
+                    raise Lost(forgotten=True)
+                answered = request_id is None  # what is no request has arrived
                 if answer.streams:
                     async for data in answer.events():
                         incoming = json.loads(data)
                         if message.get("method") == LISTEN and "result" in incoming:
                             raise Lost  # the service ends; the client's subscription goes on with the next one
                         answered = answered or messages.answers(incoming, request_id)
-                        self._remember(message, incoming, answer)
-                        await self._pass_on(incoming, data, generation)
+                        self._remember(message, incoming, link, answer)
+                        await self._pass_on(incoming, data, link)
                 else:
-                    body = await answer.body()
-                    if body and not answered:
-                        incoming = json.loads(body)
+                    content = await answer.body()
+                    if content and not answered:
+                        incoming = json.loads(content)
                         answered = True
-                        self._remember(message, incoming, answer)
+                        self._remember(message, incoming, link, answer)
                         if incoming.get("id") == request_id:
-                            await self._pass_on(incoming, body, generation)
+                            await self._pass_on(incoming, content, link)
                         else:  # of an error about a request that could not be read
                             await self._write({**incoming, "id": request_id})
         except (Broken, ValueError) as error:
@@ -195,41 +202,7 @@ class Bridge:
         if not answered:
             raise Lost
 
-    def _lost(self, status: int, message: Message) -> bool:
-        """Does this status say that another service, or none that knows our session, is there?"""
-        if status == 404:
-            return not messages.modern(
-                message
-            )  # the newer era has no sessions: there it is the status of an unknown method
-        forgotten = self.session is None and self.initialize is not None and message.get("method") != "initialize"
-        return status in (401, 421) or (status == 400 and forgotten)
-
-    def _headers(self, message: Message, key: str) -> dict[str, str]:
-        assert self.endpoint is not None
-        headers = {
-            "Authorization": f"Bearer {self.endpoint.token}",
-            "Accept": "application/json, text/event-stream",
-            "Content-Type": "application/json",
-            "Lab-Conversation": self.conversation,
-            "Lab-Request-Key": key,
-        }
-        parameters = message.get("params") or {}
-        modern = messages.modern(message)
-        method = message.get("method")
-        if modern and method:
-            headers["Mcp-Protocol-Version"] = modern
-            headers["Mcp-Method"] = method
-            name = parameters.get(NAMED_METHODS.get(method, ""))
-            if isinstance(name, str) and name:
-                headers["Mcp-Name"] = messages.header_value(name)
-        elif method != "initialize":
-            if self.session:
-                headers["Mcp-Session-Id"] = self.session
-            if self.protocol:
-                headers["Mcp-Protocol-Version"] = self.protocol
-        return headers
-
-    def _remember(self, message: Message, incoming: Message, answer: Answer) -> None:
+    def _remember(self, message: Message, incoming: Message, link: Link, answer: Answer) -> None:
         """The handshake: the older era's for a restarted service, the newer one's for the next cold start."""
         version = messages.modern(message)
         if version is not None and message.get("method") == greeting.DISCOVER and "result" in incoming:
@@ -240,48 +213,44 @@ class Bridge:
         if message.get("method") == "initialize" and "result" in incoming:
             self.initialize = message
             self.protocol = incoming["result"]["protocolVersion"]
-            self.session = answer.headers.get("mcp-session-id")
+            link.opened(answer, self.protocol)
 
-    async def _reconnect(self, generation: int, *, passive: bool) -> None:
-        """Connect to a live service, unless another request did meanwhile; a passive caller waits for one to appear."""
+    async def _reconnect(self, before: Link | None, *, passive: bool, forgotten: bool = False) -> None:
+        """Link to a live service, unless another request did meanwhile; a passive caller waits for one to appear.
+
+        The link stays when its service still lives and knows us: only a connection broke, and open questions stay open.
+        """
         import anyio
         import anyio.to_thread
 
-        from lab_mcp.channel import Channel
+        from lab_mcp.channel import Broken
+        from lab_mcp.link import Link
 
-        while passive and generation == self.generation:
+        while passive and self.link is before:
             if await anyio.to_thread.run_sync(connection.live_endpoint, self.workspace) is not None:
                 break
             await anyio.sleep(PASSIVE_POLL_S)
         async with self.reconnecting:
-            if self.generation != generation:
+            if self.link is not before:
                 return
-            self.endpoint = await anyio.to_thread.run_sync(connection.ensure_service, self.workspace)
-            if self.channel is not None:
-                await self.channel.close()
-            self.channel = Channel(self.endpoint.port)
-            if self.initialize is not None:
-                await self._replay(self.channel, self.initialize)
-            self.generation += 1
-            for withdrawal in self.questions.withdrawn(self.generation):
-                await self._write(withdrawal)
-
-    async def _replay(self, channel: Channel, initialize: Message) -> None:
-        from lab_mcp.channel import Broken
-
-        self.session = None
-        handshake: list[Message] = [
-            {**initialize, "id": f"replay-{self.generation}"},
-            {"jsonrpc": "2.0", "method": "notifications/initialized"},
-        ]
-        try:
-            for message in handshake:
-                answer, _ = await channel.post_json(PATH, self._headers(message, "replay"), message)
-                if answer.status >= 400:
-                    raise LabError(f"the restarted service answered {answer.status} to initialize")
-                self.session = answer.headers.get("mcp-session-id", self.session)
-        except Broken:
-            return  # died again; the request that brought us here notices and comes back
+            endpoint = await anyio.to_thread.run_sync(connection.ensure_service, self.workspace)
+            if before is not None and before.endpoint == endpoint and not forgotten:
+                return
+            link = Link(endpoint, self.conversation, before.number + 1 if before is not None else 1)
+            try:
+                if self.initialize is not None:
+                    await link.resume(self.initialize, self.protocol)
+                self.link = link  # whole: a request that is cancelled before leaves everything as it was
+            except Broken:
+                return  # died again; the request that brought us here notices and comes back
+            finally:
+                unused = before if self.link is link else link
+                with anyio.CancelScope(shield=True):
+                    if unused is not None:
+                        await unused.channel.close()
+            with anyio.CancelScope(shield=True):
+                for withdrawal in self.questions.withdrawn(link.number):
+                    await self._write(withdrawal)
 
     async def _listen(self) -> None:
         """Older era: what the service sends unasked (list changes) comes on a stream of its own."""
@@ -290,43 +259,35 @@ class Bridge:
         from lab_mcp.channel import Broken
 
         while True:
-            generation = self.generation
+            link, forgotten = self.link, False
             try:
-                headers = {**self._headers({}, "listen"), "Accept": "text/event-stream"}
-                if self.channel is None:
+                if link is None:
                     raise Broken("no service yet")
-                async with self.channel.request("GET", PATH, headers) as answer:
+                async with link.listen() as answer:
                     if answer.status == 405:
                         return
+                    forgotten = link.forgotten(answer.status, {}, initialized=True)
                     if answer.status == 200:
                         async for data in answer.events():
-                            await self._pass_on(json.loads(data), data, generation)
+                            await self._pass_on(json.loads(data), data, link)
             except Broken:
                 pass  # it died; the next one is waited for below
-            if generation == self.generation:
+            if self.link is link:
                 await anyio.sleep(PASSIVE_POLL_S)
                 try:
-                    await self._reconnect(generation, passive=True)
+                    await self._reconnect(link, passive=True, forgotten=forgotten)
                 except LabError as error:
                     print(f"lab-mcp bridge: {error}", file=sys.stderr)
 
     async def _goodbye(self) -> None:
-        """Tell the service that this session of the older era is over; the newer one has none."""
-        import anyio
+        if self.link is not None:
+            await self.link.goodbye()
 
-        from lab_mcp.channel import Broken
-
-        if self.channel is None:
-            return
-        if self.session is not None:
-            with anyio.move_on_after(1), contextlib.suppress(Broken):
-                async with self.channel.request("DELETE", PATH, self._headers({}, "goodbye")):
-                    pass
-        await self.channel.close()
-
-    async def _pass_on(self, incoming: Message, raw: bytes, generation: int) -> None:
+    async def _pass_on(self, incoming: Message, raw: bytes, link: Link) -> None:
         """To the client, as it came from the service wherever nothing needs changing."""
-        shown = self.questions.asked(incoming, generation)
+        if link is not self.link and "method" in incoming and "id" in incoming:
+            return  # a question of a service that is no longer there: its answer would reach nobody
+        shown = self.questions.asked(incoming, link.number)
         await self._write(shown if shown is not incoming or b"\n" in raw else raw)
 
     async def _write(self, message: Message | bytes) -> None:

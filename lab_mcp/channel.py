@@ -68,11 +68,22 @@ class Channel:
     async def request(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
     ) -> AsyncIterator[Answer]:
-        """Send one request; the connection is kept when its answer was read to the end. Raises `Broken`."""
-        connection = await self._connection()
+        """Send one request; the connection is kept when its answer was read to the end. Raises `Broken`.
+
+        It may be sent twice: a kept connection can be closed by the service just as the request goes out.
+        """
+        head = [*{"host": f"127.0.0.1:{self.port}", "content-length": str(len(body)), **headers}.items()]
+        connection = await self._kept() or await self._fresh()
         try:
-            head = {"host": f"127.0.0.1:{self.port}", "content-length": str(len(body)), **headers}
-            yield Answer(connection, await connection.begin(method, path, list(head.items()), body))
+            try:
+                answer = await connection.begin(method, path, head, body)
+            except Broken:
+                if connection.fresh or connection.heard:
+                    raise
+                await connection.close()
+                connection = await self._fresh()
+                answer = await connection.begin(method, path, head, body)
+            yield Answer(connection, answer)
             if connection.reusable():
                 self._idle.append(connection)
                 return
@@ -89,11 +100,14 @@ class Channel:
         while self._idle:
             await self._idle.pop().close()
 
-    async def _connection(self) -> _Connection:
+    async def _kept(self) -> _Connection | None:
         while self._idle:
             if (kept := self._idle.pop()).alive():
                 return kept
             await kept.close()
+        return None
+
+    async def _fresh(self) -> _Connection:
         try:
             with anyio.fail_after(CONNECT_S):
                 return _Connection(await anyio.connect_tcp("127.0.0.1", self.port))
@@ -104,11 +118,14 @@ class Channel:
 class _Connection:
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
+        self.fresh = True  # its first request is not over
+        self.heard = False  # something of the answer has come
         self._http = h11.Connection(h11.CLIENT)
         self._ready = select.poll()
         self._ready.register(stream.extra(SocketAttribute.raw_socket), select.POLLIN)
 
     async def begin(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> h11.Response:
+        self.heard = False
         try:
             request = h11.Request(method=method, target=path, headers=headers)
             sent = [self._http.send(request), self._http.send(h11.Data(data=body)), self._http.send(h11.EndOfMessage())]
@@ -126,6 +143,7 @@ class _Connection:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 try:
                     self._http.receive_data(await self._stream.receive(CHUNK))
+                    self.heard = True
                 except anyio.EndOfStream:
                     self._http.receive_data(b"")
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.RemoteProtocolError) as error:
@@ -137,6 +155,7 @@ class _Connection:
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
+        self.fresh = False
         return True
 
     def alive(self) -> bool:

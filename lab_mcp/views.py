@@ -204,8 +204,11 @@ def _value(value: Any) -> str:
 
 
 def _tabular(text: str) -> str:
-    lines = [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
-    return _table([escape(name) for name in lines[0]], [[escape(cell) for cell in row] for row in lines[1:]])
+    """A table of tab-separated lines; lines that begin with # say something about it, above it."""
+    lines = text.splitlines()
+    notes = "".join(_soft(line.lstrip("# ")) for line in lines if line.startswith("#"))
+    head, *rows = [[escape(cell) for cell in line.split("\t")] for line in lines if not line.startswith("#")] or [[]]
+    return notes + (_table(head, rows) if any(head) else _soft("none yet"))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

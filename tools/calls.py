@@ -48,7 +48,7 @@ class Calls:
     def __init__(self, database: Database, journal: Journal | None) -> None:
         self.database = database
         self.journal = journal
-        self._running: dict[str, anyio.Event] = {}
+        self._running: dict[str, tuple[str, str, anyio.Event]] = {}  # key -> tool, canonical arguments, "it is over"
         database.migrate("calls", TABLES)
         oldest = clock.stamp(datetime.now(UTC) - timedelta(days=KEEP_DAYS))
         with database.transaction() as tx:
@@ -67,33 +67,37 @@ class Calls:
         key = caller.key
         if key is None:
             return await self._act(tool, arguments, caller, act)
+        call = (tool, _canonical(arguments))
         while key in self._running:  # the same call sent again while the first is still under way
-            await self._running[key].wait()
-        done = self._running[key] = anyio.Event()
+            *first, over = self._running[key]
+            if tuple(first) != call:
+                raise _used()
+            await over.wait()
+        over = anyio.Event()
+        self._running[key] = (*call, over)
         try:
             known = await anyio.to_thread.run_sync(self._known, key)
             if known is not None:
-                if known["tool"] != tool or known["arguments"] != _canonical(arguments):
-                    raise Refused(
-                        "this idempotency key was used for a different call",
-                        fix="use a new key for a new call, or repeat the first call unchanged",
-                    )
+                if (known["tool"], known["arguments"]) != call:
+                    raise _used()
                 answer: dict[str, Any] = json.loads(known["answer"])
                 return answer
             return await self._act(tool, arguments, caller, act)
         finally:
-            done.set()
+            over.set()
             del self._running[key]
 
     async def agreed(self, tool: str, arguments: dict[str, Any], key: str | None) -> bool:
         """Need the user not be asked about this call? It is under way or carried out, or they have said yes to it."""
-        if key is None or key in self._running:
-            return key is not None
-        if await anyio.to_thread.run_sync(self._known, key) is not None:
+        if key is None:
+            return False
+        call = (tool, _canonical(arguments))
+        if key in self._running and self._running[key][:2] == call:
             return True
+        if await anyio.to_thread.run_sync(self._known, key) is not None:
+            return True  # and if it was another call, this one will be refused
         query = "SELECT 1 FROM agreements WHERE key = ? AND tool = ? AND arguments = ?"
-        found = (key, tool, _canonical(arguments))
-        return await anyio.to_thread.run_sync(self.database.one, query, found) is not None
+        return await anyio.to_thread.run_sync(self.database.one, query, (key, *call)) is not None
 
     async def agree(self, tool: str, arguments: dict[str, Any], key: str | None) -> None:
         """Keep that the user said yes, before anything is done: a call sent again is not asked about again."""
@@ -128,6 +132,13 @@ class Calls:
                 )
         if self.journal is not None:
             self.journal.journal(caller.conversation, tool, arguments, _outcome(answer), key=caller.key)
+
+
+def _used() -> Refused:
+    return Refused(
+        "this idempotency key was used for a different call",
+        fix="use a new key for a new call, or repeat the first call unchanged",
+    )
 
 
 def _canonical(arguments: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from tests_support import kill_service, processes_of, service_pid
 
 from lab_mcp import pipes
 from lab_mcp.bridge import Bridge
+from lab_mcp.link import Link
 from workspace.layout import Workspace
 
 pytestmark = pytest.mark.anyio
@@ -269,9 +270,9 @@ class _Slow(Bridge):
 
     may_start: anyio.Event
 
-    async def _reconnect(self, generation: int, *, passive: bool) -> None:
+    async def _reconnect(self, before: Link | None, *, passive: bool, forgotten: bool = False) -> None:
         await self.may_start.wait()
-        await super()._reconnect(generation, passive=passive)
+        await super()._reconnect(before, passive=passive, forgotten=forgotten)
 
 
 async def test_a_service_that_starts_slowly_does_not_cost_the_newer_protocol(

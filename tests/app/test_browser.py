@@ -121,6 +121,16 @@ def test_pages_show_what_has_an_address_and_bring_no_script(inside: Browser, end
     assert endpoint.token not in inside.body
 
 
+def test_the_table_of_results_says_what_it_leaves_out(inside: Browser, lab: Workspace) -> None:
+    rows = "".join(f"{number:07x}\t0.9\t<i>keep\n" for number in range(2000))
+    lab.results_file.write_text("commit\tval_bpb\tstatus\n" + rows)
+    assert inside.ask("GET", "/view/results").status == 200
+    assert "older rows left out; all are in results.tsv" in inside.body
+    assert f"{1999:07x}" in inside.body and "<td>0000000" not in inside.body and "<i>" not in inside.body
+    lab.results_file.write_text("")
+    assert inside.ask("GET", "/view/results").status == 200 and "none yet" in inside.body
+
+
 def test_links_and_cookies_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import anyio
 import pytest
 from mcp import Client
 from mcp.types import ElicitRequestParams, ElicitResult
@@ -12,6 +14,7 @@ from lab_mcp import compose
 from tools.lab import Lab
 from tools.server import build_server
 from workspace import settings
+from workspace.errors import Refused
 
 pytestmark = pytest.mark.anyio
 ERAS = ["legacy", "auto"]
@@ -182,6 +185,36 @@ async def test_a_yes_outlives_a_service_that_died_before_it_acted(
     assert len(no.asked) == 1, "the yes was to another call"
     result = await call(careful, era, no, "start_training", again)
     assert result.structured_content["run_id"] == "run-0001" and len(no.asked) == 1
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_short_call_under_way_lends_its_key_to_no_longer_one(
+    careful: Lab, era: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, may_end = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        under_way.set()
+        may_end.wait(60)
+        raise Refused("the repository does not answer", fix="try again")
+
+    key = {"idempotency_key": "the night run"}
+    short = {"overrides": {"budget.kind": "seconds", "budget.amount": 60}} | key
+    no, yes = User("decline"), User("accept", {"go_ahead": True})
+    with monkeypatch.context() as held, anyio.fail_after(30):
+        held.setattr(careful.runs, "start", slow)
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, careful, era, None, "start_training", short)
+            await anyio.to_thread.run_sync(under_way.wait)
+            try:
+                with anyio.fail_after(10):
+                    declined = await call(careful, era, no, "start_training", LONG | key)
+                    agreed = await call(careful, era, yes, "start_training", LONG | key)
+            finally:
+                may_end.set()
+    assert declined.is_error and len(no.asked) == 1
+    assert agreed.is_error and "used for a different call" in agreed.content[0].text
+    assert careful.runs.list() == []
 
 
 async def test_nobody_is_asked_unless_the_user_wants_it(opened: Lab) -> None:
