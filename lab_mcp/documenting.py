@@ -47,7 +47,7 @@ class Documenting:
                 record.session,
                 run_sentence(record),
                 links={"runs": [record.id]},
-                key=f"run.ended:{record.id}",
+                key=f"run.ended:{record.id}:{record.ended_at}",  # an end that was not known may become known
                 facts=run_facts(record),
             )
         self._post_remember("run", record.id)

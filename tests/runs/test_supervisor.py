@@ -163,6 +163,21 @@ def test_a_signal_to_the_supervisor_is_a_stop(bench: Bench) -> None:
     assert record.reason == "the supervisor was asked to end (SIGTERM)"
 
 
+@pytest.mark.parametrize(("number", "state"), [(signal.SIGINT, "cancelled"), (signal.SIGTERM, "preempted")])
+def test_only_the_system_preempts(bench: Bench, number: int, state: str) -> None:
+    """What is preempted is started again; what a person stops is not, though the trainer ends as if preempted."""
+    text = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('ready', flush=True)"
+    )
+    folder = run_folder(bench, f"{text}; time.sleep(600)", kind="recipe", grace_s=60)
+    command = [sys.executable, "-P", "-m", "training.runs.supervisor", str(folder)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
+        bench.printed(folder.name, "ready", tick=False)
+        process.send_signal(number)
+    final = durable.read_json(folder / "exit.json")
+    assert (final["state"], final["exit_code"]) == (state, 75)
+
+
 def supervise(folder: Path, patch: str, stderr: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """The real supervisor in a process of its own, something in it patched beforehand."""
     code = (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from runs_support import Bench, gone, kill, open_gate, start_gated
 
 from training.runs import place
+from training.runs.launcher import _signal
 from training.runs.records import RunRequest
 from workspace import durable
 from workspace.errors import Unavailable
@@ -91,6 +95,80 @@ def test_runs_that_stay_away_end_when_somebody_says_so(bench: Bench, tmp_path: P
     done = bench.start("print('next')")
     assert bench.end(done).state == "succeeded"
     assert place.is_whole(bench.workspace.runs_dir)
+
+
+@pytest.mark.parametrize("hindered", ["away", "full"])
+def test_a_stop_that_only_a_signal_can_carry_is_a_persons(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hindered: str
+) -> None:
+    run_id, pids = start_gated(bench)
+    runs_dir, aside = bench.workspace.runs_dir, tmp_path / "away"
+    if hindered == "away":
+        runs_dir.rename(aside)
+        bench.runs.stop(run_id)
+        gone(bench, pids)
+        aside.rename(runs_dir)
+    else:
+        write = durable.write_json
+
+        def full(path: Path, value: object) -> None:
+            if path.name == "stop.json":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write(path, value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(durable, "write_json", full)
+            bench.runs.stop(run_id)
+    record = bench.end(run_id)
+    assert (record.state, record.reason) == ("cancelled", "the supervisor was asked to end (SIGINT)")
+
+
+def test_a_rule_that_preempts_does_so_by_signal_too() -> None:
+    assert _signal(None) == _signal("log") == signal.SIGINT
+    assert _signal("disk_filling") == signal.SIGTERM
+
+
+def test_a_run_given_up_has_its_true_end_once_that_appears(bench: Bench, tmp_path: Path) -> None:
+    """The job ended while runs/ was away; its supervisor waits with the truth for it to come back."""
+    gate = bench.workspace.root / "gate"
+    run_id = bench.start(f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)")
+    bench.pids(run_id)
+    bench.until(lambda: bench.runs.get(run_id).state == "running")
+    runs_dir, aside = bench.workspace.runs_dir, tmp_path / "away"
+    (runs_dir / place.MARK).rename(tmp_path / "mark")  # else its supervisor would follow it
+    runs_dir.rename(aside)
+    gate.touch()
+    bench.until(lambda: not bench.runs.leases.holders())
+    assert bench.runs.stop(run_id).state == "stopping", "somebody is there who knows"
+    assert bench.runs.stop(run_id).state == "lost", "whoever insists is believed"
+    bench.runs.tick()
+    (tmp_path / "mark").rename(aside / place.MARK)
+    aside.rename(runs_dir)
+    again = bench.another()
+    assert again.get(run_id).state == "lost"
+    for runs in (again, bench.runs):
+        bench.until(lambda runs=runs: runs.tick() or runs.get(run_id).state == "succeeded", tick=False)
+    again.database.close()
+    record = bench.runs.get(run_id)
+    assert (record.exit_code, record.reason) == (0, None)
+    assert bench.events()["run.ended", run_id] == 2, "who was told of the one end is told of the other"
+
+
+def test_a_folder_moved_out_of_the_lab_is_deleted(bench: Bench, tmp_path: Path) -> None:
+    run_id, pids = start_gated(bench)
+    bench.folder(run_id).rename(tmp_path / run_id)
+    record = bench.end(run_id)
+    assert (record.state, record.reason) == ("lost", "its run folder was deleted")
+    gone(bench, pids)
+
+
+def test_the_job_of_a_deleted_run_is_ended_though_its_supervisor_was_killed(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    kill(pids["supervisor"])
+    shutil.rmtree(bench.folder(run_id))
+    assert bench.end(run_id).state == "lost"
+    gone(bench, pids)
+    assert not bench.runs.leases.holders()
 
 
 def test_a_deleted_folder_is_told_from_runs_that_are_away(tmp_path: Path) -> None:

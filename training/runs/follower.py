@@ -22,6 +22,7 @@ from workspace.settings import Settings
 
 LAUNCH_ATTEMPTS = 3  # of a supervisor that ends before it has started the job
 ADOPT_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
+NOT_KNOWN = "its folder is not there, so how it ended is not known"  # of runs given up: their rows are found by it
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +47,7 @@ class Follower:
         self.launcher = launcher
         self.leases = leases
         self.trouble: dict[str, str] = {}  # live run -> why nothing can be said of it now
+        self._given_up = set(store.given_up(NOT_KNOWN))
         self._adoptions: dict[str, tuple[int, float]] = {}  # run -> how often, monotonic seconds of the next
 
     def follow(self, row: sqlite3.Row) -> None:
@@ -85,7 +87,9 @@ class Follower:
                 "its folder is not there, nor a sign that runs/ is what it was: nothing is known of it",
                 fix="mount or move back what runs/ is to be; or stop_run it, if it is gone for good",
             )
-        if not self.holds_a_lease(row["id"]):  # else its supervisor is ending it
+        if self.holds_a_lease(row["id"]):  # its supervisor is ending it, if it has one
+            self.launcher.end_unwatched(self.workspace.run_dir(row["id"]))
+        else:
             gone = {"state": "lost", "reason": "its run folder was deleted", "started_at": row["started_at"]}
             self.record_end(row["id"], gone, started=False)
 
@@ -103,13 +107,27 @@ class Follower:
         if self.store.announce(tx, run_id):
             self.outbox.post(tx, "run.started", {"run": run_id})
 
-    def record_end(self, run_id: str, final: Any, *, started: bool) -> None:
+    def give_up(self, run_id: str, reason: str) -> None:
+        """Somebody says that a run whose folder is away will not come back. Should it, what it says is true."""
+        self.record_end(run_id, {"state": "lost", "reason": f"{reason}; {NOT_KNOWN}"}, started=False)
+        self._given_up.add(run_id)
+
+    def look_again(self) -> None:
+        """Runs that were given up: has the end that their supervisors waited to write appeared?"""
+        for run_id in sorted(self._given_up):
+            if final := read(self.workspace.run_dir(run_id) / "exit.json"):
+                self.record_end(run_id, final, started=False, instead_of="lost")
+                self._given_up.discard(run_id)
+
+    def record_end(self, run_id: str, final: Any, *, started: bool, instead_of: str | None = None) -> None:
         folder = self.workspace.run_dir(run_id)
         record_end(folder, final, self.settings.alerts.model_dump())
         summary = read(folder / "summary.json") or None
         with self.database.transaction() as tx:
             if started:
                 self._announce(tx, run_id)
+            if instead_of:
+                self.store.change(tx, run_id, [instead_of], ended_at=None)
             if self.store.end(tx, run_id, final, summary):
                 self.outbox.post(tx, "run.ended", {"run": run_id})
         self._adoptions.pop(run_id, None)

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 from training.runs import place, tree
 from training.runs.leases import Lease
+from training.runs.outcome import ENDED_BY_RULE
 from training.runs.place import AlreadySupervised, read, take_lock
 from workspace import clock, durable
 from workspace.interpreter import python_command, service_environment
-from workspace.process import ProcessIdentity, is_alive
+from workspace.process import TAG_VARIABLE, ProcessIdentity, is_alive
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class Launcher(Protocol):
 
         Raises OSError.
         """
+
+    def end_unwatched(self, folder: Path) -> bool:
+        """KILL what lives of a run that has no supervisor and whose folder is not there; whether there was anything."""
 
     def adopt(self, folder: Path) -> bool:
         """Give a started run without a supervisor a new one. Whether it was given one. Raises OSError."""
@@ -86,7 +90,8 @@ class LocalLauncher:
 
     def cancel(self, folder: Path, reason: str, by: str, rule: str | None = None) -> None:
         if not place.is_there(folder):
-            if not _ask_supervisor_of(folder):
+            process = _supervisor_of(folder)
+            if process is None or not tree.send(process, _signal(rule)):
                 raise FileNotFoundError(errno.ENOENT, "its folder is not there, nor a supervisor that could be asked")
             return
         final = {"state": "cancelled", "class": None, "reason": f"{reason} (by {by})"}
@@ -99,7 +104,16 @@ class LocalLauncher:
             supervisor = _live(read(folder / "heartbeat.json").get("supervisor"))
             if supervisor is None:
                 raise
-            tree.send(tree.Process(supervisor.pid, supervisor.started, 0), signal.SIGTERM)
+            tree.send(tree.Process(supervisor.pid, supervisor.started, 0), _signal(rule))
+
+    def end_unwatched(self, folder: Path) -> bool:
+        if _supervisor_of(folder) is not None:
+            return False
+        pids = [process.pid for process in tree.processes() if _variable(process.pid, "LAB_RUN_DIR") == str(folder)]
+        tags = {tag for pid in pids if (tag := _variable(pid, TAG_VARIABLE))}
+        for tag in tags:
+            tree.kill_all(lambda tag=tag: tree.members((), tag))  # type: ignore[misc]
+        return bool(tags)
 
     def adopt(self, folder: Path) -> bool:
         with _supervisor_lock(folder) as lock:
@@ -159,14 +173,28 @@ def _supervisor_lock(folder: Path) -> Iterator[int | None]:
         os.close(lock)
 
 
-def _ask_supervisor_of(folder: Path) -> bool:
-    """TERM to the supervisor that names this folder in its command; False when there is none to be seen."""
+def _supervisor_of(folder: Path) -> tree.Process | None:
+    """The supervisor that names this folder in its command; None when there is none to be seen."""
     for process in tree.processes():
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
             if b"training.runs.supervisor" in words and os.fsencode(folder) in words:
-                return tree.send(process, signal.SIGTERM)
-    return False
+                return process
+    return None
+
+
+def _variable(pid: int, name: str) -> str | None:
+    """A variable a process was started with (Linux; None where unreadable)."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(os.fsencode(f"{name}=")):
+                return os.fsdecode(entry).partition("=")[2]
+    return None
+
+
+def _signal(rule: str | None) -> signal.Signals:
+    """What says to a supervisor, where stop.json cannot, whether the run may go on some time: TERM is preemption."""
+    return signal.SIGTERM if ENDED_BY_RULE.get(rule or "", ("", None))[0] == "preempted" else signal.SIGINT
 
 
 def _is_damaged(file: Path) -> bool:

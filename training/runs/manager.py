@@ -149,11 +149,16 @@ class Runs:
         if row["ended_at"] is None:
             folder, reason = self.workspace.run_dir(run_id), reason.strip()[:300] or "stopped"
             try:
-                if not place.is_there(folder) and not self.follower.holds_a_lease(run_id):
-                    reason = f"{reason} (by {by}); its folder is not there, so how it ended is not known"
-                    self.follower.record_end(run_id, {"state": "lost", "reason": reason}, started=False)
+                asked = row["state"] == "stopping" and not place.is_there(folder)  # before: whoever insists is believed
+                if asked and not self.follower.holds_a_lease(run_id):
+                    self.follower.give_up(run_id, f"{reason} (by {by})")
                     return self.get(run_id)
                 self.launcher.cancel(folder, reason, by, rule)
+            except FileNotFoundError as error:  # neither folder nor supervisor
+                if self.follower.holds_a_lease(run_id) and not self.launcher.end_unwatched(folder):
+                    raise Unavailable(f"the run could not be ended: {error.strerror}") from error
+                self.follower.give_up(run_id, f"{reason} (by {by})")
+                return self.get(run_id)
             except OSError as error:
                 raise Unavailable(f"the stop request could not be written: {error.strerror}") from error
             with self.database.transaction() as tx:
@@ -310,6 +315,7 @@ class Runs:
         if not self._tick.acquire(blocking=False):
             return
         try:
+            self.follower.look_again()
             for row in self.store.live():
                 folder = self.workspace.run_dir(row["id"])
                 if row["state"] != "queued" or row["attempts"] or (folder / "exit.json").exists():

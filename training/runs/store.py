@@ -63,6 +63,11 @@ class Store:
         """Every id, newest first."""
         return [r["id"] for r in self.database.query("SELECT id FROM runs ORDER BY number DESC")]
 
+    def given_up(self, reason: str) -> list[str]:
+        """Lost runs whose reason ends with this one."""
+        rows = self.database.query("SELECT id, reason FROM runs WHERE state = 'lost'")
+        return [row["id"] for row in rows if str(row["reason"]).endswith(reason)]
+
     def find(
         self,
         states: Collection[str] | None,

@@ -208,8 +208,9 @@ class Supervisor:
                 self.kill_at = time.monotonic() + KILL_AGAIN_S
 
     def _find_folder(self) -> None:
-        """The run's folder may have been moved, with its whole workspace."""
-        if place.seen(self.folder) is False and (moved := place.moved_to(self.lock)) is not None:
+        """The run's folder may have been moved, with its whole workspace. Moved alone, to the trash, it was deleted."""
+        moved = place.moved_to(self.lock) if place.seen(self.folder) is False else None
+        if moved and moved.name == self.folder.name and place.is_whole(moved.parent):
             say(f"{self.folder} is now {moved}")
             self.folder = moved
             self.log_cap = LogCap(moved, self.log_cap.cap_bytes, self.log_cap.policy)
@@ -221,7 +222,8 @@ class Supervisor:
         if request:
             return outcome.stop_asked_for(request, clock.now())
         if self.asked_by_signal:
-            return Stop("preempted", f"the supervisor was asked to end ({self.asked_by_signal})", clock.now())
+            state = "cancelled" if self.asked_by_signal == "SIGINT" else "preempted"  # INT: by a person, by stop_run
+            return Stop(state, f"the supervisor was asked to end ({self.asked_by_signal})", clock.now())
         if place.is_gone(self.folder):
             return Stop("cancelled", "its run folder was deleted", clock.now())
         limit = float(self.run.get("time_limit_s") or 0)
