@@ -47,6 +47,12 @@ def write(state: dict[str, Any], name: str, value: Tensor, group: dict[str, Any]
         state[key] = tensor.to("cpu") if group.get("offload") else tensor
 
 
+def restored(state: dict[str, Any], like: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    """State of a checkpoint for the parameter `like`, where `write` would have put it and in the same dtypes."""
+    place = torch.device("cpu") if group.get("offload") else like.device
+    return {key: value if key == "step" else value.to(place) for key, value in state.items()}
+
+
 def step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     """AdamW's step for one parameter with its moments in less memory; `state["step"]` is counted already."""
     assert p.grad is not None
@@ -57,7 +63,8 @@ def step(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
     root = second.sqrt_()
     write(state, "first", first, group)
     write(state, "root", root, group)
-    if group.get("state_bits", 32) == 8:  # what holds of exact moments (Cauchy-Schwarz) is made to hold of rounded ones
+    if "root_codes" in state and beta1**2 < beta2:
+        # what holds of exact moments (Cauchy-Schwarz) is made to hold of rounded ones; with other betas nothing does
         root = torch.maximum(root, first.abs() * ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5 / (1 - beta1))
     root = root.div(math.sqrt(1 - beta2**count)).add_(group["eps"])
     p.addcdiv_(first, root, value=-group["lr"] / (1 - beta1**count))

@@ -98,6 +98,17 @@ class MuonAdamW(torch.optim.Optimizer):
             else:
                 self._adamw(parameters, group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch, but moments in less memory keep dtype and place: torch gives all state its parameter's."""
+        super().load_state_dict(state_dict)
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            if not moments.are_small(group):
+                continue
+            for index, p in zip(saved["params"], group["params"], strict=True):
+                given = state_dict["state"].get(index)
+                if given is not None:
+                    self.state[p] = moments.restored(given, p, group)
+
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         small = moments.are_small(group)
