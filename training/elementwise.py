@@ -7,12 +7,15 @@ which compilers fuse.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+T = TypeVar("T")
 EPS = torch.finfo(torch.float32).eps  # what F.rms_norm adds
 
 
@@ -54,6 +57,24 @@ def mix(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return a * x + b * y
 
 
+def once(backward: Callable[..., T]) -> Callable[..., T]:
+    """For a `backward` by hand, whose own gradient autograd would get wrong: refuse `create_graph=True`.
+
+    torch's `once_differentiable` is silent where the incoming gradient is a constant.
+    """
+
+    @wraps(backward)
+    def checked(*arguments: Any) -> T:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True goes not with the lab's gradients written by hand (training.elementwise, "
+                "training.loss); write those parts of your model with torch.nn.functional"
+            )
+        return backward(*arguments)
+
+    return checked
+
+
 def _inverse_rms(x: Tensor) -> Tensor:
     """(..., C) -> (..., 1)."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -75,6 +96,7 @@ class _Norm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         return _norm_gradient(grad_outputs[0], *ctx.saved_tensors)
 
@@ -88,6 +110,7 @@ class _RotatedNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         y, inverse, cos, sin = ctx.saved_tensors
         return _turned(_norm_gradient(grad_outputs[0], y, inverse), cos, sin, -1), None, None
@@ -110,6 +133,7 @@ class _ReLU2(torch.autograd.Function):
         return positive * positive
 
     @staticmethod
+    @once
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (positive,) = ctx.saved_tensors
         return cast(Tensor, (grad_outputs[0] * positive).mul_(2))
@@ -122,6 +146,7 @@ class _Mix(torch.autograd.Function):
         return torch.mul(x, a).addcmul_(y, b)
 
     @staticmethod
+    @once
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         g = grad_outputs[0]
         x, y, a, b = ctx.saved_tensors

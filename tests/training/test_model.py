@@ -121,6 +121,23 @@ def test_gradients_written_by_hand_are_those_of_autograd(part: str, monkeypatch:
         torch.testing.assert_close(ours, autograds)
 
 
+@pytest.mark.parametrize("part", ["norm", "rotated_norm", "relu2", "mix", "cross_entropy"])
+def test_gradients_written_by_hand_are_not_differentiated_again(part: str) -> None:
+    """They would come out wrong, and in silence where the incoming gradient is a constant, as here."""
+    x, weight = torch.randn(1, 4, 1, 8, requires_grad=True), torch.randn(50, 8)
+    cos, sin = rotary_tables(4, 8, 100.0)
+    scalar = torch.ones((), requires_grad=True)
+    out = {
+        "norm": lambda: norm(x),
+        "rotated_norm": lambda: rotated_norm(x, cos, sin),
+        "relu2": lambda: relu2(x),
+        "mix": lambda: mix(x, x, scalar, scalar),
+        "cross_entropy": lambda: cross_entropy(x.view(4, 8), weight, torch.arange(4), 15.0),
+    }[part]()
+    with pytest.raises(RuntimeError, match=r"create_graph=True.*torch\.nn\.functional"):
+        torch.autograd.grad(out.sum() + x.pow(3).sum(), x, create_graph=True)
+
+
 @pytest.mark.parametrize("softcap", [0.0, 15.0])
 def test_the_chunked_loss_is_the_plain_one(softcap: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.loss.loss_chunk_tokens", lambda *_, **__: 7)  # the last chunk is a short one
