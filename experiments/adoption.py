@@ -4,6 +4,10 @@ Only recipe/ is merged: three ways, between the recipe the experiment went back 
 What is not committed is never touched: a file that would change must lie in the folder and in the index as it is at
 HEAD (or already as it will be, after a kill). Files are written first, then the index, the branch last and only if it
 has not moved, so that whoever runs it again after a kill completes it.
+
+The winner's commit becomes a second parent only where it brings nothing but the lab's own commits along. One that grew
+on another branch of the user's would make git believe that branch merged, its other files among it: then the merge has
+one parent, and its trailer names the experiment.
 """
 
 from __future__ import annotations
@@ -12,10 +16,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments import patches
 from experiments.users_branch import UsersBranch
+from training.config import RECIPE_NAME, load_recipe
 from workspace import clock, durable
 from workspace.errors import Refused, Unavailable
 
+UNMEASURED = "The recipe joins changes of both sides: no run has measured it as it now is."
 BUSY = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 
 
@@ -30,10 +37,17 @@ def merge(lineage: UsersBranch, name: str, commit: str, base: str, message: str,
     before = lineage.recipe_blobs(head)
     changed = {file: new.get(file) for file in sorted({*before, *new}) if before.get(file) != new.get(file)}
     _only_committed(lineage, name, before, changed)
+    joined = bool(changed) and new != lineage.recipe_blobs(commit)
+    if joined:
+        _only_readable(lineage, name, new)
     if dry_run or not changed:
         return sorted(changed)
+    if joined:
+        message = f"{message.rstrip()}\n\n{UNMEASURED}\n"
     files = {file: None if blob is None else lineage.content(blob, file) for file, blob in changed.items()}
-    merged = lineage.commit(head, files, message, clock.now(), merged=commit)
+    parents = [head, commit] if lineage.brings_nothing_else(commit, head) else [head]
+    message = f"{message.rstrip()}\n\nLab-Experiment: {name}\n"
+    merged = lineage.commit(head, files, message, clock.now(), merged=parents)
     for file, content in files.items():
         _write(lineage.workspace.recipe_dir / file, content)
     lineage.stage(changed)
@@ -93,12 +107,13 @@ def _three_way(lineage: UsersBranch, mine: str, was: str, wanted: str) -> str | 
 def _only_committed(
     lineage: UsersBranch, name: str, before: Mapping[str, str], changed: Mapping[str, str | None]
 ) -> None:
-    """Raises `Refused` when a file that would change holds work that is not committed."""
+    """Raises `Refused` when a file that would change holds work that is not committed, or that git ignores."""
     lying, staged = lineage.working_blobs(), lineage.staged_blobs()
     odd = [
         file
         for file, blob in changed.items()
         if any(where.get(file) not in (before.get(file), blob) for where in (lying, staged))
+        or (file not in lying and lineage.lies_unseen(file, None if blob is None else lineage.content(blob, file)))
     ]
     if odd:
         names = ", ".join(f"recipe/{file}" for file in odd)
@@ -107,6 +122,23 @@ def _only_committed(
             fix=f"commit or stash them (git commit -m 'My recipe' -- recipe), then adopt again; or take {name}'s files "
             f"without a commit: lab-mcp adopt {name} --no-commit",
         )
+
+
+def _only_readable(lineage: UsersBranch, name: str, blobs: Mapping[str, str]) -> None:
+    """Raises `Refused` when what both sides together make of recipe/ is none."""
+    contents = {file: lineage.content(blob, file) for file, blob in blobs.items()}
+    try:
+        patches.check_files({file: content for file, content in contents.items() if file in patches.FILES})
+        with tempfile.TemporaryDirectory(prefix="merge-", dir=lineage.workspace.cache_dir) as folder:
+            for file, content in contents.items():
+                if file == RECIPE_NAME:
+                    (Path(folder) / file).write_bytes(content)
+            load_recipe(Path(folder))
+    except Refused as error:
+        raise Refused(
+            f"your recipe and {name}'s changes together are no recipe: {error.problem}",
+            fix=f"git merge {lineage.prefix}/{name} and settle it by hand",
+        ) from error
 
 
 def _write(file: Path, content: bytes | None) -> None:

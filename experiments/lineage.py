@@ -170,22 +170,36 @@ class Lineage:
         for name in sorted({*theirs, *before, *mine}):
             if mine.get(name) == theirs.get(name) or (name not in theirs and name not in before):
                 continue
-            if mine.get(name) != before.get(name):
+            wanted = self._content(theirs[name], name) if name in theirs else None
+            if mine.get(name) != before.get(name) or (name not in mine and self.lies_unseen(name, wanted)):
                 conflicts.append(name)
             else:
-                write[name] = self._content(theirs[name], name) if name in theirs else None
+                write[name] = wanted
         return write, conflicts
+
+    def lies_unseen(self, name: str, wanted: bytes | None) -> bool:
+        """Whether something else than `wanted` lies in recipe/ under a name that git does not list: it is ignored."""
+        file = self.workspace.recipe_dir / name
+        if not os.path.lexists(file):
+            return False
+        return not file.is_file() or file.is_symlink() or file.read_bytes() != wanted
 
     # -- what is written ----------------------------------------------------------------------------------------------
 
     def commit(
-        self, parent: str, files: Mapping[str, bytes | None], message: str, when: str, *, merged: str | None = None
+        self,
+        parent: str,
+        files: Mapping[str, bytes | None],
+        message: str,
+        when: str,
+        *,
+        merged: Sequence[str] | None = None,
     ) -> str:
         """A commit on `parent` with some files of recipe/ replaced (None: deleted). The same arguments give the same
         commit. The files are as they lie in a folder: what git's filters make of them is committed.
 
-        `when` is its date, ISO 8601. Nothing points at it yet: see `point`. `merged`: a second parent, and the commit
-        is the user's own, by the name git knows them under.
+        `when` is its date, ISO 8601. Nothing points at it yet: see `point`. `merged`: all parents of a commit that is
+        the user's own, by the name git knows them under.
         """
         with self._index() as index:
             self._git("read-tree", parent, index=index)
@@ -200,7 +214,7 @@ class Lineage:
             self._git("update-index", "-z", "--index-info", feed="".join(lines).encode("utf-8"), index=index)
             tree = self._git("write-tree", index=index)
         if merged is not None:
-            return self._commit_tree(tree, [parent, merged], message, when, self._user())
+            return self._commit_tree(tree, merged, message, when, self._user())
         return self._commit_tree(tree, [parent], message, when)
 
     def _user(self) -> dict[str, str]:

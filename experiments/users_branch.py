@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.lineage import Lineage
+from experiments.lineage import EMAIL, Lineage
 from workspace.errors import Unavailable
 
 
@@ -36,6 +36,13 @@ class UsersBranch(Lineage):
         lines = [line.split("\t", 1) for line in listed.split("\0") if line]
         return {path.removeprefix(f"{self._recipe_path}/"): meta.split()[1] for meta, path in lines}
 
+    def brings_nothing_else(self, commit: str, head: str) -> bool:
+        """Whether a merge of `commit` into `head` would bring along commits of the lab's own only."""
+        new = self._git("log", "--format=%H %ce", commit, f"^{head}").splitlines()
+        elsewhere = ["--not", f"--exclude={self.prefix}/*", "--branches"]
+        unseen = self._git("rev-list", commit, f"^{head}", *elsewhere).splitlines()
+        return len(unseen) == len(new) and all(line.split(" ", 1)[1] == EMAIL for line in new)
+
     def blob(self, blob: str) -> bytes:
         return self._bytes("cat-file", "blob", blob)
 
@@ -54,8 +61,9 @@ class UsersBranch(Lineage):
 
     def stage(self, blobs: Mapping[str, str | None]) -> None:
         """Put files of recipe/ into the user's index as they are in a merge of theirs."""
+        nothing = "0" * len(self._git("rev-parse", "HEAD"))  # longer in a repository of SHA-256
         lines = [
-            f"0 {'0' * 40}\t{self._recipe_path}/{file}\0"
+            f"0 {nothing}\t{self._recipe_path}/{file}\0"
             if blob is None
             else f"100644 {blob}\t{self._recipe_path}/{file}\0"
             for file, blob in blobs.items()

@@ -38,11 +38,13 @@ def adopt(
     for name in written:
         console.print(f"{'would write' if dry_run else 'wrote'} recipe/{escape(name)}")
     if not written:
-        console.print(f"recipe/ is as in {record.id} already")
+        console.print(f"nothing of {record.id} is missing in recipe/")
     elif not dry_run and commit:
         console.print(f"merged {record.id} into your branch; to undo it: git reset --keep HEAD~1")
     elif not dry_run:
         console.print(f"commit it when you like: git commit -m 'Adopt {record.id}' -- recipe")
+    if written and not dry_run and not as_measured(found, record):
+        console.print(f"recipe/ is not that of {record.id} alone: no run has measured it as it now is")
 
 
 def merge_winner(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, dry_run: bool = False) -> list[str]:
@@ -54,6 +56,14 @@ def merge_winner(workspace: Workspace, record: ExperimentRecord, *, anyway: bool
     lineage = UsersBranch(workspace, settings.load(workspace.settings_file).git.prefix)
     message = f"Adopt {record.id}: {record.hypothesis.statement}\n\n{record.sentence or ''}\n"
     return adoption.merge(lineage, record.id, commit, base, message, dry_run=dry_run)
+
+
+def as_measured(workspace: Workspace, record: ExperimentRecord) -> bool:
+    """Whether recipe/ is now the very one that was measured."""
+    from experiments.users_branch import UsersBranch
+
+    lineage = UsersBranch(workspace, settings.load(workspace.settings_file).git.prefix)
+    return lineage.working_blobs() == lineage.recipe_blobs(record.commit or "")
 
 
 def _adoptable(record: ExperimentRecord, anyway: bool) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from users_repository import git, untouchable
 
 from experiments.hypothesis import Hypothesis
 from experiments.users_branch import UsersBranch
-from lab_mcp.cli_adopt import hand_over, merge_winner
+from lab_mcp.cli_adopt import as_measured, hand_over, merge_winner
 from workspace.errors import Refused
 
 CODE = "def build_optimizer(model, config):\n    return None\n"
@@ -228,6 +228,8 @@ def test_what_both_changed_is_merged_by_lines_or_refused(bench: Bench) -> None:
     merge_winner(bench.workspace, record, anyway=False)
     assert "matrix_lr = 0.02" in file.read_text() and "warmdown = 0.3" in file.read_text()
     assert git(root, "status", "--porcelain", "-uno") == ""
+    assert "no run has measured it" in git(root, "show", "-s", "--format=%B", "HEAD")
+    assert not as_measured(bench.workspace, record)
     git(root, "reset", "-q", "--hard", "HEAD~1")
     file.write_text(file.read_text().replace("0.04", "0.05"))
     git(root, "commit", "-qam", "the same line")
@@ -250,3 +252,62 @@ def test_a_merge_that_was_killed_is_completed(bench: Bench, monkeypatch: pytest.
         merge_winner(bench.workspace, record, anyway=False)
     merge_winner(bench.workspace, record, anyway=False)
     assert git(root, "status", "--porcelain", "-uno") == "" and "0.02" in git(root, "show", "HEAD:recipe/recipe.toml")
+
+
+def test_what_grew_on_another_branch_is_not_taken_for_merged(bench: Bench) -> None:
+    """Otherwise a later merge of that branch is "already up to date", and its files never arrive."""
+    root = bench.workspace.root
+    git(root, "switch", "-q", "-c", "feature")
+    (root / "feature.txt").write_text("work\n")
+    git(root, "add", "feature.txt")
+    git(root, "commit", "-qm", "feature")
+    record = bench.conclude(BETTER)
+    git(root, "switch", "-q", "main")
+    merge_winner(bench.workspace, record, anyway=False)
+    assert len(git(root, "rev-list", "--parents", "-n1", "HEAD").split()) == 2
+    trailer = git(root, "show", "-s", "--format=%(trailers:key=Lab-Experiment,valueonly)", "HEAD").strip()
+    assert trailer == record.id and as_measured(bench.workspace, record)
+    git(root, "merge", "-q", "--no-edit", "feature")
+    assert (root / "feature.txt").read_text() == "work\n" and "0.02" in git(root, "show", "HEAD:recipe/recipe.toml")
+
+
+def test_a_file_that_git_ignores_is_not_overwritten(bench: Bench) -> None:
+    root, mine = bench.workspace.root, bench.workspace.recipe_dir / "optim.py"
+    record = bench.conclude(claim(NEW_FILE, change={"optimizer.matrix_lr": 0.02}))
+    (root / ".gitignore").write_text("recipe/optim.py\n")
+    mine.write_text("# my own optimizer, kept out of git\n")
+    for hand in (merge_winner, hand_over):
+        with pytest.raises(Refused, match=r"recipe/optim\.py holds changes of yours"):
+            hand(bench.workspace, record, anyway=False)
+        assert mine.read_text().startswith("# my own") and "0.04" in (root / "recipe" / "recipe.toml").read_text()
+    mine.write_text(CODE)
+    assert merge_winner(bench.workspace, record, anyway=False) == ["optim.py", "recipe.toml"]
+
+
+def test_a_merge_of_lines_that_is_no_recipe_is_refused(bench: Bench) -> None:
+    """Lines that do not touch each other can still be nonsense together."""
+    root, file = bench.workspace.root, bench.workspace.recipe_dir / "recipe.toml"
+    before = "[optimizer]\nmatrix_lr = 0.04\n" + "# a\n" * 8
+    file.write_text(before)
+    git(root, "commit", "-qam", "room")
+    record = bench.conclude(BETTER)
+    file.write_text(before + "[optimizer.x]\n")
+    git(root, "commit", "-qam", "a section nobody knows")
+    head = git(root, "rev-parse", "HEAD")
+    with pytest.raises(Refused, match=r"together are no recipe.*settle it by hand"):
+        merge_winner(bench.workspace, record, anyway=False)
+    assert git(root, "rev-parse", "HEAD") == head and git(root, "status", "--porcelain", "-uno") == ""
+
+
+def test_a_file_is_taken_away_in_a_repository_of_long_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DEFAULT_HASH", "sha256")
+    bench = Bench(tmp_path / "lab")
+    root = bench.workspace.root
+    (bench.workspace.recipe_dir / "optim.py").write_text(CODE)
+    git(root, "add", "recipe")
+    git(root, "commit", "-qm", "an optimizer")
+    gone = "--- a/recipe/optim.py\n+++ /dev/null\n@@ -1,2 +0,0 @@\n-def build_optimizer(model, config):\n-    return None\n"
+    record = bench.conclude(claim(gone, change={"optimizer.matrix_lr": 0.02}))
+    merge_winner(bench.workspace, record, anyway=False)
+    assert not (bench.workspace.recipe_dir / "optim.py").exists()
+    assert git(root, "status", "--porcelain", "-uno") == "" and len(git(root, "rev-parse", "HEAD")) == 64
