@@ -65,13 +65,14 @@ def view(record: CampaignRecord, ledger: Ledger, spent: Spent, waiting_for: str 
 
 def hours(record: CampaignRecord, now: str) -> float:
     """Hours of the clock during which it ran."""
-    seconds, since = 0.0, None
+    seconds, since, rest = 0.0, None, ""
     for step in record.steps:
-        if step.name in BEGINS or (step.name == "extended" and since is None):
-            since = since or step.at
-        elif step.name in RESTS and since is not None:
-            seconds += clock.seconds_between(since, step.at)
-            since = None
+        # extending one that has ended sets it going again, one that is paused stays so
+        if step.name in BEGINS or (step.name == "extended" and rest == "ended"):
+            since, rest = since or step.at, ""
+        elif step.name in RESTS:
+            seconds += clock.seconds_between(since, step.at) if since is not None else 0.0
+            since, rest = None, step.name
     if since is not None and record.state == "running":
         seconds += clock.seconds_between(since, now)
     return seconds / 3600

@@ -14,7 +14,8 @@ What counts as spent (`charge`):
 
 The shares form a series that converges to `total`, so a campaign may be extended for ever and stays valid: it only
 gets harder to convince. Shares depend on nothing but how many were charged before and on `planned`, which is fixed
-with the campaign and not changed by an extension.
+with the campaign and not changed by an extension. The lab takes `LONE_PLANNED` for a campaign that is meant for fewer:
+otherwise a campaign for each idea would start the budget anew with a larger share each time.
 """
 
 from __future__ import annotations

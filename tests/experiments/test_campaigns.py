@@ -11,7 +11,8 @@ import pytest
 from campaigns_bench import CampaignBench, landscape
 from scripted_runs import Script
 
-from experiments.campaign import Budget
+from experiments.campaign import Budget, CampaignStep
+from experiments.campaign_view import hours
 from experiments.proposers.port import Answer, Exhausted, Question
 from training.runs.records import RunRequest
 from workspace.errors import NotFound, Refused, Unavailable
@@ -135,6 +136,30 @@ def test_pause_resume_extend_and_stop(bench: CampaignBench) -> None:
     with pytest.raises(Refused, match="ended"):
         bench.campaigns.resume(campaign)
     assert bench.posted("campaign.changed") == 8
+
+
+def test_the_hours_of_a_pause_are_not_charged_whatever_happens_in_it(bench: CampaignBench) -> None:
+    record = bench.campaigns.start("", Budget(hours=8))
+
+    def after(*steps: tuple[int, str], now: int, state: str = "running") -> float:
+        made = [CampaignStep(name=name, at=f"2026-01-0{1 + hour // 24}T{hour % 24:02d}:00:00Z") for hour, name in steps]
+        told = record.model_copy(update={"steps": made, "state": state})
+        return hours(told, f"2026-01-0{1 + now // 24}T{now % 24:02d}:00:00Z")
+
+    begun = (0, "started"), (1, "paused")
+    assert after(*begun, (2, "extended"), (21, "resumed"), now=22) == 2
+    assert after(*begun, (2, "extended"), now=22, state="paused") == 1
+    assert after(*begun, (2, "extended"), (20, "ended"), (21, "extended"), now=22) == 2
+    assert after((0, "started"), (1, "extended"), (2, "ended"), (20, "extended"), (21, "extended"), now=22) == 4
+
+
+def test_many_small_campaigns_buy_no_cheaper_evidence_than_a_large_one(bench: CampaignBench) -> None:
+    claim = {**rate(0.04), "metric": "val_bpb", "direction": "lower", "smallest_effect": 0.005}
+    lone = bench.lab.propose(claim).rule.alpha
+    for planned in (1, 20, 80):
+        small = bench.lab.propose(claim, campaign=f"camp-{planned}", planned=planned).rule.alpha
+        assert small == lone, planned
+    assert bench.lab.propose(claim, campaign="camp-400", planned=400).rule.alpha < lone
 
 
 def test_three_crashes_of_one_class_pause_it(tmp_path: Path) -> None:
