@@ -158,32 +158,6 @@ class Lineage:
         """The commit a ref below the lab's prefix points at."""
         return self._resolve(f"refs/heads/{self.prefix}/{name}")
 
-    def against(self, commit: str, base: str) -> tuple[dict[str, bytes | None], list[str]]:
-        """What to write into the user's recipe/ so that it is as in `commit` (None: delete), and the files that cannot
-        be: changed by the user, neither as in `base` (the tree the experiment went back to) nor as in `commit`."""
-        root = self._recipe_path + "/"
-        theirs = {path: blob for _, blob, path in self._entries(commit)}
-        before = {path: blob for _, blob, path in self._tree_entries(base)} if base else {}
-        mine = {path.removeprefix(root): blob for _, blob, path in self._working_recipe()}
-        write: dict[str, bytes | None] = {}
-        conflicts = []
-        for name in sorted({*theirs, *before, *mine}):
-            if mine.get(name) == theirs.get(name) or (name not in theirs and name not in before):
-                continue
-            wanted = self._content(theirs[name], name) if name in theirs else None
-            if mine.get(name) != before.get(name) or (name not in mine and self.lies_unseen(name, wanted)):
-                conflicts.append(name)
-            else:
-                write[name] = wanted
-        return write, conflicts
-
-    def lies_unseen(self, name: str, wanted: bytes | None) -> bool:
-        """Whether something else than `wanted` lies in recipe/ under a name that git does not list: it is ignored."""
-        file = self.workspace.recipe_dir / name
-        if not os.path.lexists(file):
-            return False
-        return not file.is_file() or file.is_symlink() or file.read_bytes() != wanted
-
     # -- what is written ----------------------------------------------------------------------------------------------
 
     def commit(

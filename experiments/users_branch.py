@@ -1,7 +1,8 @@
-"""The branch, index and recipe of the user, for `experiments.adoption` alone: everything else only reads them."""
+"""The branch, index and recipe of the user, for adopting alone: everything else only reads them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,32 @@ class UsersBranch(Lineage):
         if answer.returncode:
             return None
         return self._bytes("hash-object", "-w", "--stdin", feed=answer.stdout).decode().strip()
+
+    def against(self, commit: str, base: str) -> tuple[dict[str, bytes | None], list[str]]:
+        """What to write into the user's recipe/ so that it is as in `commit` (None: delete), and the files that cannot
+        be: changed by the user, neither as in `base` (the tree the experiment went back to) nor as in `commit`."""
+        root = self._recipe_path + "/"
+        theirs = {path: blob for _, blob, path in self._entries(commit)}
+        before = {path: blob for _, blob, path in self._tree_entries(base)} if base else {}
+        mine = {path.removeprefix(root): blob for _, blob, path in self._working_recipe()}
+        write: dict[str, bytes | None] = {}
+        conflicts = []
+        for name in sorted({*theirs, *before, *mine}):
+            if mine.get(name) == theirs.get(name) or (name not in theirs and name not in before):
+                continue
+            wanted = self._content(theirs[name], name) if name in theirs else None
+            if mine.get(name) != before.get(name) or (name not in mine and self.lies_unseen(name, wanted)):
+                conflicts.append(name)
+            else:
+                write[name] = wanted
+        return write, conflicts
+
+    def lies_unseen(self, name: str, wanted: bytes | None) -> bool:
+        """Whether something else than `wanted` lies in recipe/ under a name that git does not list: it is ignored."""
+        file = self.workspace.recipe_dir / name
+        if not os.path.lexists(file):
+            return False
+        return not file.is_file() or file.is_symlink() or file.read_bytes() != wanted
 
     def stage(self, blobs: Mapping[str, str | None]) -> None:
         """Put files of recipe/ into the user's index as they are in a merge of theirs."""

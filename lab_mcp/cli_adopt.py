@@ -8,7 +8,6 @@ import typer
 from rich.markup import escape
 
 from experiments import folder
-from experiments.lineage import Lineage
 from experiments.record import ExperimentRecord
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.terminal import console
@@ -84,8 +83,10 @@ def hand_over(workspace: Workspace, record: ExperimentRecord, *, anyway: bool, d
     All is checked before anything is written. Raises `Refused` for a verdict other than keep (unless `anyway`), for
     one without a commit, and where the user's file is neither what the experiment began with nor what it ended with.
     """
+    from experiments.users_branch import UsersBranch
+
     commit, base = _adoptable(record, anyway)
-    lineage = Lineage(workspace, settings.load(workspace.settings_file).git.prefix)
+    lineage = UsersBranch(workspace, settings.load(workspace.settings_file).git.prefix)
     write, conflicts = lineage.against(commit, base)
     if conflicts:
         names = ", ".join(f"recipe/{name}" for name in conflicts)

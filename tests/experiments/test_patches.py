@@ -306,7 +306,8 @@ def test_a_file_is_taken_away_in_a_repository_of_long_hashes(tmp_path: Path, mon
     (bench.workspace.recipe_dir / "optim.py").write_text(CODE)
     git(root, "add", "recipe")
     git(root, "commit", "-qm", "an optimizer")
-    gone = "--- a/recipe/optim.py\n+++ /dev/null\n@@ -1,2 +0,0 @@\n-def build_optimizer(model, config):\n-    return None\n"
+    lines = "".join(f"-{line}\n" for line in CODE.splitlines())
+    gone = f"--- a/recipe/optim.py\n+++ /dev/null\n@@ -1,2 +0,0 @@\n{lines}"
     record = bench.conclude(claim(gone, change={"optimizer.matrix_lr": 0.02}))
     merge_winner(bench.workspace, record, anyway=False)
     assert not (bench.workspace.recipe_dir / "optim.py").exists()
