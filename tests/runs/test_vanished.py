@@ -180,6 +180,53 @@ def test_a_deleted_folder_is_told_from_runs_that_are_away(tmp_path: Path) -> Non
     assert not place.is_gone(tmp_path / "elsewhere" / "run-0001")
 
 
+def test_a_place_where_runs_is_not_mounted_yet_is_not_taken_for_it(bench: Bench, tmp_path: Path) -> None:
+    """Else, once it is mounted and taken off again, live runs would seem deleted: the mark below would show."""
+    first = bench.start("print(1)")
+    assert bench.end(first).state == "succeeded"
+    runs_dir, disk = bench.workspace.runs_dir, tmp_path / "disk"
+    runs_dir.rename(disk)
+    bench.workspace.create_folders()
+    early = bench.another()
+    with pytest.raises(Unavailable, match="mount or move back"):
+        early.start(bench_request(bench))
+    assert not place.is_whole(runs_dir) and not list(runs_dir.glob("run-*"))
+    shutil.rmtree(runs_dir)
+    disk.rename(runs_dir)
+    assert early.start(bench_request(bench)).id == "run-0002"
+    bench.end("run-0002")
+    shutil.rmtree(runs_dir)  # somebody deletes them all, and says so
+    runs_dir.mkdir()
+    (runs_dir / place.MARK).touch()
+    assert early.start(bench_request(bench)).id == "run-0003"
+    bench.end("run-0003")
+    early.database.close()
+
+
+def test_a_disk_mounted_between_two_looks_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is looked for on the bare mount point, the mark on the disk; or the other way round."""
+    runs_dir, disk = tmp_path / "runs", tmp_path / "disk"
+    runs_dir.mkdir()
+    (disk / "run-0001").mkdir(parents=True)
+    place.mark(disk)
+    for marked in (False, True):
+        if marked:
+            place.mark(runs_dir)
+
+        def mounts(path: Path, look: Callable[[Path], bool | None] = place.seen) -> bool | None:
+            found = look(path)
+            runs_dir.rename(tmp_path / "bare")
+            disk.rename(runs_dir)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, "seen", mounts)
+            assert not place.is_gone(runs_dir / "run-0001")
+        if runs_dir.joinpath("run-0001").exists():
+            runs_dir.rename(disk)
+            (tmp_path / "bare").rename(runs_dir)
+
+
 def test_a_damaged_record_of_the_end_is_made_again_from_what_the_shim_wrote(bench: Bench) -> None:
     run_id, pids = start_gated(bench)
     kill(pids["supervisor"])

@@ -20,6 +20,7 @@ from workspace.layout import Workspace
 from workspace.outbox import Outbox
 from workspace.settings import Settings
 
+KNOWN_BY = 20  # ended runs: where none of the newest lies, these are not the runs
 LAUNCH_ATTEMPTS = 3  # of a supervisor that ends before it has started the job
 ADOPT_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
 NOT_KNOWN = "its folder is not there, so how it ended is not known"  # of runs given up: their rows are found by it
@@ -155,12 +156,16 @@ class Follower:
     def missing_runs(self) -> list[str]:
         """Live runs whose folders are not there, while runs/ does not show that it is what it was: it may be away.
 
+        Without a live one: the newest ended ones, when not one of their folders is there: it may not be mounted yet.
         When there are none, it is marked as what it is.
         """
         runs_dir = self.workspace.runs_dir
         if place.is_whole(runs_dir):
             return []
-        missing = [row["id"] for row in self.store.live() if not self.workspace.run_dir(row["id"]).is_dir()]
+        missing = [row["id"] for row in self.store.live() if not place.seen(self.workspace.run_dir(row["id"]))]
+        ended = self.store.newest_ended(KNOWN_BY)
+        if not missing and ended and not any(place.seen(self.workspace.run_dir(run_id)) for run_id in ended):
+            missing = ended
         if not missing:
             try:
                 runs_dir.mkdir(parents=True, exist_ok=True)

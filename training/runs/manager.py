@@ -100,7 +100,8 @@ class Runs:
                 if missing := self.follower.missing_runs():
                     raise Unavailable(
                         f"the folder of {', '.join(missing[:4])} is not there, nor a sign that runs/ is what it was",
-                        fix="mount or move back what runs/ is to be; or stop_run those runs, if they are gone for good",
+                        fix="mount or move back what runs/ is to be; if they are gone for good, stop_run those that "
+                        f"live, or create the empty file runs/{place.MARK}",
                     )
                 prepared = prepare(request, self.workspace, self.settings, self.devices())
                 prepared.run |= {"wake_service": bool(self.on_end and request.experiment), "on_end": self.on_end}

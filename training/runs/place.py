@@ -52,7 +52,17 @@ def seen(path: Path) -> bool | None:
 
 def is_gone(folder: Path) -> bool:
     """Whether a run's folder was deleted for good; False when it is there, or when that cannot be seen."""
-    return seen(folder) is False and is_whole(folder.parent)
+    mark = _identity(folder.parent / MARK)
+    # twice the same mark: a disk may be mounted or taken off between two looks
+    return mark is not None and seen(folder) is False and _identity(folder.parent / MARK) == mark
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 def moved_to(descriptor: int) -> Path | None:

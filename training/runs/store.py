@@ -63,6 +63,11 @@ class Store:
         """Every id, newest first."""
         return [r["id"] for r in self.database.query("SELECT id FROM runs ORDER BY number DESC")]
 
+    def newest_ended(self, limit: int) -> list[str]:
+        """Runs that ended and were not lost: their folders are there, unless somebody deleted them."""
+        sql = "SELECT id FROM runs WHERE ended_at IS NOT NULL AND state != 'lost' ORDER BY number DESC LIMIT ?"
+        return [row["id"] for row in self.database.query(sql, (limit,))]
+
     def given_up(self, reason: str) -> list[str]:
         """Lost runs whose reason ends with this one."""
         rows = self.database.query("SELECT id, reason FROM runs WHERE state = 'lost'")
