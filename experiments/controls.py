@@ -1,4 +1,4 @@
-"""The session of an experiment: runs made lately, on this machine, measured alike; and was the machine slowed?"""
+"""What earlier runs on this machine, measured alike, say to an experiment; and was the machine slowed?"""
 
 from __future__ import annotations
 
@@ -8,32 +8,62 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from experiments.ledger import Ledger
-from experiments.record import ExperimentRecord
-from experiments.session_noise import Measured, SessionNoise, session_noise
-from workspace.clock import stamp
+from experiments.record import ExperimentRecord, Score
+from experiments.session_noise import LONGEST_GAP, MEMORY, Measured, SessionNoise, session_noise
+from workspace.clock import now, seconds_between, stamp
 
-# Scores drift between days far more than they scatter within one (throttling, other load, updates): older runs say
-# nothing about now.
+# Scores drift between days far more than they scatter within one (throttling, other load, updates): older controls do
+# not say where the parent stands now. How much runs scatter they do say.
 SESSION_HOURS = 6
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 300, 3600  # of one that separates runs; between them, so many run lengths:
+PAUSE_RUNS = LONGEST_GAP
 SLOWED = 0.10  # a canary this much under the session's median: the machine was slowed
 CANARIES = 3  # earlier ones, before a machine is called slowed
 
 
 def noise_of_session(ledger: Ledger, record: ExperimentRecord, machine: str) -> SessionNoise:
-    """What the session knows before the experiment's own runs. Controls of the very same recipe give the level; how
-    runs scatter is learnt from every parent's.
+    """What is known before the experiment's own runs. Controls of the very same recipe in this session give the
+    level; how runs scatter is learnt from every parent's, and from earlier sessions.
 
     Never a candidate's score for the level: those of a kept one were selected for being good and would make the next
     parent look better than it is.
     """
     assert record.control is not None and record.yardstick is not None
-    metric = record.hypothesis.metric
-    runs = [
-        Measured(recipe, experiment, score.role, score.index, score.seed, score.values[metric])
-        for recipe, experiment, score in ledger.session(record.yardstick, machine, _since(), record.id)
-        if metric in score.values
+    metric, since = record.hypothesis.metric, _since()
+    known = [
+        one
+        for one in ledger.measured_alike(record.yardstick, machine, last=MEMORY, but=record.id)
+        if metric in one[2].values
     ]
-    return session_noise(runs, record.control.digest, record.rule)
+    *before, lately = pauses([score for _, _, score in known], now())
+    runs = [
+        Measured(recipe, experiment, score.role, score.index, score.seed, score.values[metric], pause)
+        for (recipe, experiment, score), pause in zip(known, before, strict=True)
+    ]
+    session = sum(score.at >= since for _, _, score in known)
+    return session_noise(runs, record.control.digest, record.rule, session=session, pause=lately)
+
+
+def pauses(scores: Sequence[Score], until: str) -> list[int]:
+    """How many runs would have fitted before each of these (in order of their ends), and between the last and
+    `until`, where the machine did something else for long: too long for drift to be small. Else 0."""
+    lengths = [seconds_between(score.started_at, score.at) for score in scores if score.started_at]
+    length = max(statistics.median(lengths), 1.0) if lengths else None
+    found, last = list[int](), None
+    for start, end in (*((score.started_at or score.at, score.at) for score in scores), (until, until)):
+        idle = seconds_between(last, start) if last else 0.0
+        enough = idle > longest_pause(length)
+        found.append(max(LONGEST_GAP + 1, int(idle / length) if length else 0) if enough else 0)
+        last = end
+    return found
+
+
+def longest_pause(length: float | None) -> float:
+    """Seconds between two runs of this length that still lie side by side: some run lengths, an hour for longer ones
+    (or one length), some minutes for the shortest, whose proposals take longer to come than the runs do."""
+    if length is None:
+        return LONGEST_PAUSE_S
+    return max(SHORTEST_PAUSE_S, min(PAUSE_RUNS * length, max(length, LONGEST_PAUSE_S)))
 
 
 def _since() -> str:
@@ -58,7 +88,7 @@ def slowed_run(ledger: Ledger, record: ExperimentRecord, summary: Mapping[str, A
     speeds = canary_speeds(summary)
     if not speeds or record.candidate.settings.get("budget", {}).get("kind") != "seconds":
         return None
-    session = ledger.session(record.yardstick, machine, _since(), "")
+    session = ledger.measured_alike(record.yardstick, machine, since=_since())
     return slowed(speeds, [score.values for _, _, score in session])
 
 

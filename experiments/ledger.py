@@ -311,14 +311,17 @@ class Ledger:
         )
         return [_parse(row["document"]) for row in rows]
 
-    def session(self, yardstick: str, machine: str, since: str, but: str) -> list[tuple[str, str, Score]]:
-        """(recipe digest, experiment, score) of the runs measured alike on this machine since then, oldest first."""
+    def measured_alike(
+        self, yardstick: str, machine: str, *, since: str = "", last: int = -1, but: str = ""
+    ) -> list[tuple[str, str, Score]]:
+        """(recipe digest, experiment, score) of the runs measured alike on this machine (the `last` ones), oldest
+        first."""
         rows = self.database.query(
-            "SELECT recipe, experiment, document FROM scores"
-            " WHERE yardstick = ? AND machine = ? AND at >= ? AND experiment != ? ORDER BY at, rowid",
-            (yardstick, machine, since, but),
+            "SELECT recipe, experiment, document FROM scores WHERE yardstick = ? AND machine = ? AND at >= ?"
+            " AND experiment != ? ORDER BY at DESC, rowid DESC LIMIT ?",
+            (yardstick, machine, since, but, last),
         )
-        return [(row["recipe"], row["experiment"], Score.model_validate_json(row["document"])) for row in rows]
+        return [(row["recipe"], row["experiment"], Score.model_validate_json(row["document"])) for row in rows[::-1]]
 
     def _whole(self, document: str) -> ExperimentRecord:
         record = _parse(document)

@@ -185,6 +185,7 @@ class Machine:
             value=values[needed[0]],
             values=values,
             machine=self.machine(),
+            started_at=run.started_at,
             at=run.ended_at or clock.now(),
         )
 

@@ -48,7 +48,8 @@ class Score(Frozen):
     value: float
     values: dict[str, float]
     machine: str
-    at: str
+    started_at: str | None = None
+    at: str  # when it ended
 
 
 class Step(Frozen):

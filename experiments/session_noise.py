@@ -2,14 +2,18 @@
 
 A session is a stretch of runs measured alike, on one machine, in time order. Scores drift over hours by more than
 runs scatter (throttling, other load), in jumps and slowly. So the level of the parent is followed by a local-level
-filter over its controls (Kalman 1960; Durbin & Koopman 2012, chapter 2): how fast the level moves, against the noise
-of one run, is chosen from `DRIFTS` by likelihood. Single scores far off count less (Huber's weights).
+filter over this session's controls (Kalman 1960; Durbin & Koopman 2012, chapter 2): how fast the level moves, against
+the noise of one run, is chosen from `DRIFTS` by likelihood. Single scores far off count less (Huber's weights).
 
 The noise comes from neighbours in time, so that drift does not pass for noise: differences of successive controls
 for the noise of a run, and, for the noise of a pair, differences of candidate and control run side by side in earlier
 experiments, around the mean of each. Where the question is only whether to go on, the noise is a robust scale of
 the same deviations (Huber's proposal 2, 1964, Ann. Math. Stat. 35:73): a few runs gone astray, or a jump between
 neighbours, would make every gain look too small to find. Where a change may be kept, it is their plain variance.
+
+Noise belongs to recipe, budget and machine and does not drift: it is learnt from the last `MEMORY` runs whatever their
+age. A session alone may have a dozen runs, and an estimate from so few, used at the first look and again at the
+deciding ones, keeps too much. Runs with a pause between them are no neighbours.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ DRIFTS = (0.02, 0.1, 0.33)  # variance of the level's step from run to run, in u
 CLIP, CLIPPED_SQUARE = 1.5, 0.7785  # a deviation counts up to so many SDs; E min(Z^2, CLIP^2) of a normal Z
 HUBER = 2.5  # standard deviations from which a control counts less
 LONGEST_GAP = 4  # runs between two controls whose difference still tells of noise rather than of drift
-MEMORY = 100  # runs; older ones say little about now
+MEMORY = 100  # runs, of this session and of those before it, from which the noise is learnt
 PRIOR_WEIGHT = 5.0  # degrees of freedom the controls' scatter counts for as to the noise of a pair
 
 
@@ -40,6 +44,7 @@ class Measured(NamedTuple):
     replicate: int
     seed: int
     value: float
+    pause: int = 0  # runs that would have fitted between it and the one before, where the machine did something else
 
 
 class SessionNoise(BaseModel):
@@ -47,7 +52,7 @@ class SessionNoise(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    position: int = 0  # runs so far
+    position: int = 0  # runs so far, those that would have fitted into pauses included
     controls: tuple[tuple[int, float], ...] = ()  # of the parent: position (1, 2, ...) and score, oldest first
     run_squares: float = 0.0  # sum of squares with `run_freedom` degrees of freedom: the variance of one run
     run_freedom: float = 0.0
@@ -134,18 +139,26 @@ def _filter(
     return likelihood, level, spread + drift * abs(at - position), drift
 
 
-def session_noise(runs: Iterable[Measured], recipe: str, rule: Rule) -> SessionNoise:
-    """What the `runs` of a session, in time order, say to an experiment whose parent is `recipe`."""
+def session_noise(
+    runs: Iterable[Measured], recipe: str, rule: Rule, *, session: int = MEMORY, pause: int = 0
+) -> SessionNoise:
+    """What the `runs` so far, in time order, say to an experiment whose parent is `recipe`.
+
+    The newest `session` of them are of this session: older ones tell of the noise, not of the level. `pause`: as in
+    `Measured`, between the newest run and now.
+    """
     recent = list(runs)[-MEMORY:]
     controls: list[tuple[int, float]] = []
     last: dict[str, tuple[int, int, float]] = {}
-    half: dict[tuple[str, int], float] = {}
+    half: dict[tuple[str, int], tuple[float, float]] = {}
     gains: dict[str, list[float]] = {}
     steps: list[float] = []
     deviations: list[float] = []
-    for position, run in enumerate(recent, 1):
+    position = 0
+    for number, run in enumerate(recent):
+        position += 1 + run.pause
         if run.role == "control":
-            if run.recipe == recipe:
+            if run.recipe == recipe and number >= len(recent) - session:
                 controls.append((position, run.value))
             before = last.get(run.recipe)
             if before is not None and position - before[0] <= LONGEST_GAP and before[1] != run.seed:
@@ -155,15 +168,15 @@ def session_noise(runs: Iterable[Measured], recipe: str, rule: Rule) -> SessionN
             last[run.recipe] = (position, run.seed, run.value)
         if run.replicate >= rule.min_controls:
             key = (run.experiment, run.replicate)
-            if key in half:
-                other = half.pop(key)
+            at, other = half.pop(key, (-math.inf, 0.0))
+            if position - at <= LONGEST_GAP:
                 gains.setdefault(run.experiment, []).append(
                     run.value - other if run.role == "control" else other - run.value
                 )
             else:
-                half[key] = run.value
+                half[key] = (position, run.value)
     return SessionNoise(
-        position=len(recent),
+        position=position + pause,
         controls=tuple(controls),
         run_squares=math.fsum(step * step for step in steps),
         run_freedom=len(steps),

@@ -15,7 +15,7 @@ from typing import Literal
 from experiments.error_budget import ErrorBudget, charge
 from experiments.hypothesis import Hypothesis
 from experiments.rule import Rule, seed_of, stage, wanted
-from experiments.session_noise import Measured, session_noise
+from experiments.session_noise import MEMORY, Measured, session_noise
 from experiments.verdict import Runs, judge
 
 Noise = Literal["normal", "t3", "outliers"]
@@ -71,10 +71,11 @@ class SimulatedMachine:
         self._pass_time(TEST_FRACTION)
         self.test_runs += 1
 
-    def run(self, truth: float) -> float:
+    def run(self, truth: float, scatter: float = 1.0) -> float:
+        """`scatter`: noise SDs of this run, as many times the usual."""
         self._pass_time(1.0)
         self.full_runs += 1
-        return truth + self._level + self._errors[self.full_runs]
+        return truth + self._level + scatter * self._errors[self.full_runs]
 
     def _pass_time(self, runs: float) -> None:
         before, self._time = self._time, self._time + runs
@@ -127,9 +128,15 @@ class Outcome:
 Campaign = Callable[[SimulatedMachine, Sequence[float]], Outcome]
 
 
-def our_campaign(machine: SimulatedMachine, effects: Sequence[float], rule: Rule | None = None) -> Outcome:
-    """The lab's own rule on proposals with these true effects, each against the best so far."""
-    rule = rule or Rule()
+def our_campaign(
+    machine: SimulatedMachine, effects: Sequence[float], *, session: int = MEMORY, variance: float = 1.0
+) -> Outcome:
+    """The lab's own rule on proposals with these true effects, each against the best so far.
+
+    `session`: the newest so many runs tell where the parent stands. `variance`: that of every candidate's noise, in
+    variances of its control's.
+    """
+    rule = Rule()
     budget = ErrorBudget(planned=len(effects))
     outcome, spent = Outcome(), list[float]()
     measured: list[Measured] = []
@@ -139,12 +146,13 @@ def our_campaign(machine: SimulatedMachine, effects: Sequence[float], rule: Rule
         machine.test_run()
         given = replace(rule, alpha=budget.allot(spent))
         recipe = f"recipe {generation}"
-        noise = session_noise(measured, recipe, given)
+        noise = session_noise(measured, recipe, given, session=session)
         missing, looked = noise.missing(given), 0
         runs = Runs({}, {})
         while True:
             for role, index in wanted(given, missing, runs.control, runs.candidate):
-                score = machine.run(best - (effect if role == "candidate" else 0.0))
+                change = role == "candidate"
+                score = machine.run(best - effect * change, math.sqrt(variance) if change else 1.0)
                 arm = runs.control if role == "control" else runs.candidate
                 arm[index] = score  # type: ignore[index]
                 measured.append(Measured(recipe, str(number), role, index, seed_of(number, index), score))

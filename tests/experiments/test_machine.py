@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from experiments_bench import BETTER, TINY, WORSE, Bench
 from scripted_runs import Script, fingerprint, healthy
 from users_repository import git, untouchable
 
+from experiments.controls import SESSION_HOURS
 from experiments.ports import Device, Fingerprint, RecipeFailure
-from experiments.record import ExperimentRecord
+from experiments.record import ExperimentRecord, Score
 from experiments.rule import Rule, seed_of
 from training.config import TrainingConfig
 from training.runs.records import RunRequest
+from workspace import clock
 from workspace.errors import NotFound, Refused, Unavailable
 
 
@@ -260,6 +263,35 @@ def test_controls_of_the_same_session_are_shared_and_its_winners_are_not(bench: 
     pairs = len(kept.scored("candidate")) - 1
     assert len(set(seeds)) == len(seeds) - pairs - 1, "runs repeat to the bit: with old seeds nothing would be measured"
     assert after.numbers is not None and after.numbers.df > 3  # how much earlier controls scattered counts
+
+
+def age(bench: Bench, hours: float) -> None:
+    """Every run so far was made so many hours earlier."""
+    with bench.database.transaction() as tx:
+        for row in tx.execute("SELECT rowid, document FROM scores").fetchall():
+            score = Score.model_validate_json(row["document"])
+            earlier = clock.stamp(clock.parse(score.at) - timedelta(hours=hours))
+            older = score.model_copy(update={"at": earlier, "started_at": None})
+            tx.execute(
+                "UPDATE scores SET at = ?, document = ? WHERE rowid = ?",
+                (earlier, older.model_dump_json(), row["rowid"]),
+            )
+
+
+def test_an_earlier_session_tells_of_the_noise_and_not_of_the_level(bench: Bench) -> None:
+    bench.conclude(WORSE)
+    age(bench, SESSION_HOURS + 1)
+    after = bench.conclude(WORSE | {"change": {"model.depth": 5}})
+    assert list(after.scored("control")) == [0, 1, 2, 3], "the level is of today"
+    assert after.numbers is not None and (after.numbers.n_control, after.numbers.df) == (4, 6.0), "3 df of each session"
+
+
+def test_controls_of_before_a_pause_are_stale(bench: Bench) -> None:
+    bench.conclude(WORSE)
+    age(bench, 1.5)
+    after = bench.conclude(WORSE | {"change": {"model.depth": 5}})
+    assert list(after.scored("control")) == [0] and after.numbers is not None
+    assert (after.numbers.n_control, after.numbers.df) == (5, 3.0), "the new one is no neighbour of those"
 
 
 def test_one_experiment_measures_at_a_time_and_the_next_starts_from_the_new_best(bench: Bench) -> None:

@@ -211,6 +211,38 @@ def test_noise_is_that_of_neighbours_and_the_level_follows_a_jump() -> None:
     assert noise.level(noise.position + 1)[0] > 4
 
 
+def test_the_level_is_this_sessions_and_the_noise_that_of_all_runs() -> None:
+    draw = random.Random(2)
+    earlier = [Measured("p", "1", "control", i, i, draw.gauss(9, 1)) for i in range(60)]
+    lately = [Measured("p", "2", "control", i, 60 + i, draw.gauss(0, 1)) for i in range(6)]
+    whole = session_noise([*earlier, *lately], "p", RULE)
+    short = session_noise([*earlier, *lately], "p", RULE, session=6)
+    assert [score for _, score in short.controls] == [run.value for run in lately]
+    assert (short.run_squares, short.run_freedom, short.deviations) == (
+        whole.run_squares, whole.run_freedom, whole.deviations,
+    )  # fmt: skip
+    assert abs(short.level(short.position + 1)[0]) < 1.5
+    alone = session_noise(lately, "p", RULE)
+    assert short.run_freedom > 50 and alone.run_freedom == 5
+    new = session_noise(earlier, "p", RULE, session=0)
+    assert new.controls == () and new.missing(RULE) == RULE.min_controls and new.run_freedom == 59
+
+
+def test_runs_with_a_pause_between_them_are_no_neighbours() -> None:
+    def runs(pause: int) -> list[Measured]:
+        controls = [Measured("p", "1", "control", i, i, 50.0 * (i >= 3) + 0.1 * (i % 2)) for i in range(6)]
+        pair = [Measured("p", "2", "control", 4, 94, 0.0), Measured("q", "2", "candidate", 4, 94, 50.0)]
+        after = [Measured("p", "2", "control", 5, 95, 50.1), Measured("q", "2", "candidate", 5, 95, 50.1)]
+        controls[3] = controls[3]._replace(pause=pause)
+        return [*controls, pair[0], pair[1]._replace(pause=pause), *after]
+
+    beside, apart = session_noise(runs(0), "p", RULE), session_noise(runs(LONGEST_GAP + 1), "p", RULE)
+    assert beside.run_freedom == apart.run_freedom + 2, "the third and fourth control, and those of the two pairs"
+    assert beside.pair_freedom == 1 and apart.pair_freedom == 0, "a pair torn apart is none"
+    assert apart.position == beside.position + 2 * (LONGEST_GAP + 1)
+    assert beside.missing(RULE) == 0 and session_noise(runs(0), "p", RULE, pause=LONGEST_GAP + 1).missing(RULE) == 1
+
+
 def test_runs_gone_astray_do_not_move_the_usual_noise() -> None:
     draw = random.Random(3)
     runs = [draw.gauss(0, 1) for _ in range(2000)]
