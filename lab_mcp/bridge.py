@@ -80,17 +80,19 @@ class Bridge:
 
         try:
             message = json.loads(line)
-        except ValueError:
-            await self._write({"jsonrpc": "2.0", "id": None, "error": {"code": -32700, "message": "not valid JSON"}})
+        except (ValueError, RecursionError):
+            await self._write(messages.error(None, "not valid JSON", code=messages.PARSE_ERROR))
             return
         if not messages.well_formed(message):
-            await self._write(messages.error(None, "one JSON-RPC message a line, please", code=-32600))
+            await self._write(messages.malformed(message))
             return
         self.sent += 1
         key = f"{self.key_prefix}:{self.sent}"
         if "method" in message and "id" in message:
             # known before its task first runs: what cancels it may be the very next line
             scope = self.scopes[message["id"]] = anyio.CancelScope()
+            if message["method"] == greeting.DISCOVER and messages.modern(message):
+                self.group.start_soon(self._greet, message, scope, self.sent == 1)
             self.group.start_soon(self._request, message, line, key, scope)
         elif "method" in message:  # in order and before anything that follows: `initialized` must not be overtaken
             await self._notify(message, line, key)
@@ -98,9 +100,6 @@ class Bridge:
             await self._answer(message, key)
 
     async def _request(self, message: Message, line: bytes, key: str, scope: CancelScope) -> None:
-        version = messages.modern(message)
-        if version is not None and message["method"] == greeting.DISCOVER and self.link is None:
-            self.group.start_soon(self._greet, message["id"], version)
         with scope:
             try:
                 if not scope.cancel_called:
@@ -109,18 +108,21 @@ class Bridge:
                 if self.scopes.get(message["id"]) is scope:
                     del self.scopes[message["id"]]
 
-    async def _greet(self, request_id: Any, version: str) -> None:
-        """Answer `server/discover` from memory when the service takes too long to start."""
+    async def _greet(self, message: Message, scope: CancelScope, first: bool) -> None:
+        """Answer `server/discover` from memory when the service takes too long.
+
+        The client has been waiting for its first answer since it started this process.
+        """
         import anyio
 
-        await anyio.sleep(PATIENCE_S)
-        scope = self.scopes.get(request_id)
-        if scope is None or self.link is not None:  # it was answered, or is about to be
+        await anyio.sleep(max(0.0, PATIENCE_S - greeting.waited_s()) if first else PATIENCE_S)
+        if self.scopes.get(message["id"]) is not scope:  # it was answered, or taken back
             return
-        known = greeting.recall(self.workspace, version)
+        known = greeting.recall(self.workspace, messages.modern(message) or "")
         if known is not None:
             scope.cancel()
-            await self._write({"jsonrpc": "2.0", "id": request_id, "result": known})
+            del self.scopes[message["id"]]
+            await self._write({"jsonrpc": "2.0", "id": message["id"], "result": known})
 
     async def _exchange(self, message: Message, line: bytes, key: str) -> None:
         """Have one request answered, whatever happens to the service meanwhile."""
@@ -144,7 +146,7 @@ class Bridge:
                     return
 
     async def _notify(self, message: Message, line: bytes, key: str) -> None:
-        if message["method"] == "notifications/cancelled":
+        if message["method"] == messages.CANCELLED:
             scope = self.scopes.get((message.get("params") or {}).get("requestId"))
             if scope is not None:
                 scope.cancel()  # closes the response stream, which is how the newer era cancels
@@ -184,16 +186,14 @@ class Bridge:
                         if message.get("method") == LISTEN and "result" in incoming:
                             raise Lost  # the service ends; the client's subscription goes on with the next one
                         answered = answered or messages.answers(incoming, request_id)
-                        self._remember(message, incoming, link, answer)
-                        await self._pass_on(incoming, data, link)
+                        await self._deliver(message, incoming, data, link, answer)
                 else:
                     content = await answer.body()
                     if content and not answered:
                         incoming = json.loads(content)
                         answered = True
-                        self._remember(message, incoming, link, answer)
                         if incoming.get("id") == request_id:
-                            await self._pass_on(incoming, content, link)
+                            await self._deliver(message, incoming, content, link, answer)
                         else:  # of an error about a request that could not be read
                             await self._write({**incoming, "id": request_id})
         except (Broken, ValueError) as error:
@@ -202,18 +202,30 @@ class Bridge:
         if not answered:
             raise Lost
 
-    def _remember(self, message: Message, incoming: Message, link: Link, answer: Answer) -> None:
-        """The handshake: the older era's for a restarted service, the newer one's for the next cold start."""
-        version = messages.modern(message)
-        if version is not None and message.get("method") == greeting.DISCOVER and "result" in incoming:
-            try:
-                greeting.keep(self.workspace, version, incoming["result"])
-            except OSError as error:  # a full or read-only disk; the next bridge waits for its service, that is all
-                print(f"lab-mcp bridge: {error}", file=sys.stderr)
+    async def _deliver(self, message: Message, incoming: Message, raw: bytes, link: Link, answer: Answer) -> None:
+        """Pass on what came back, and keep the handshake: a restarted service and the next cold start need it."""
         if message.get("method") == "initialize" and "result" in incoming:
             self.initialize = message
             self.protocol = incoming["result"]["protocolVersion"]
             link.opened(answer, self.protocol)
+        if message.get("method") != greeting.DISCOVER or not messages.answers(incoming, message["id"]):
+            await self._pass_on(incoming, raw, link)
+        elif self.scopes.pop(message["id"], None) is not None:  # else it was answered from memory just now
+            await self._pass_on(incoming, raw, link)
+            await self._keep_greeting(message, incoming)
+
+    async def _keep_greeting(self, message: Message, incoming: Message) -> None:
+        import anyio
+        import anyio.to_thread
+
+        version = messages.modern(message)
+        if version is None or "result" not in incoming:
+            return
+        try:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(greeting.keep, self.workspace, version, incoming["result"])
+        except OSError as error:  # a full or read-only disk; the next bridge waits for its service, that is all
+            print(f"lab-mcp bridge: {error}", file=sys.stderr)
 
     async def _reconnect(self, before: Link | None, *, passive: bool, forgotten: bool = False) -> None:
         """Link to a live service, unless another request did meanwhile; a passive caller waits for one to appear.
@@ -301,7 +313,7 @@ class Bridge:
             with anyio.CancelScope(shield=True):  # half a line would spoil everything after it
                 try:
                     await pipes.write(self.output, message + b"\n")
-                except BrokenPipeError:  # the client has gone
+                except ConnectionError:  # the client has gone
                     self.group.cancel_scope.cancel()
 
 

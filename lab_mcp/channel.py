@@ -62,7 +62,8 @@ class Channel:
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._idle: list[_Connection] = []
+        self._idle: list[_Connection] = []  # the last one used is the next; the first were idle longest
+        self._closed = False
 
     @contextlib.asynccontextmanager
     async def request(
@@ -84,8 +85,10 @@ class Channel:
                 connection = await self._fresh()
                 answer = await connection.begin(method, path, head, body)
             yield Answer(connection, answer)
-            if connection.reusable():
+            if not self._closed and connection.reusable():
                 self._idle.append(connection)
+                while self._idle and not self._idle[0].alive():
+                    await self._idle.pop(0).close()
                 return
         except BaseException:
             await connection.close()
@@ -97,6 +100,8 @@ class Channel:
             return answer, await answer.body()
 
     async def close(self) -> None:
+        """The idle connections now, those in use as soon as their answers are read."""
+        self._closed = True
         while self._idle:
             await self._idle.pop().close()
 

@@ -6,11 +6,13 @@ busy machine needs longer than that to start a service. The answer is the same f
 
 from __future__ import annotations
 
+import os
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from workspace import durable
+from workspace import durable, process
 from workspace.layout import Workspace
 
 DISCOVER = "server/discover"
@@ -32,6 +34,14 @@ def keep(workspace: Workspace, protocol: str, result: dict[str, Any]) -> None:
         durable.write_json(
             _file(workspace), {"version": version("lab-mcp"), "protocol": protocol, "result": result}, mode=0o600
         )
+
+
+def waited_s() -> float:
+    """How long ago this process was started, in seconds; 0 where only its date is known (not Linux)."""
+    started = process.start_time(os.getpid()) or ""
+    if not started.isdecimal():
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
 
 
 def _file(workspace: Workspace) -> Path:

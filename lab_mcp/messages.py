@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 PROTOCOL_VERSION_META = "io.modelcontextprotocol/protocolVersion"
-INTERNAL_ERROR = -32603
+CANCELLED = "notifications/cancelled"
+PARSE_ERROR, INVALID_REQUEST, INTERNAL_ERROR = -32700, -32600, -32603
 
 Message = dict[str, Any]
 
@@ -18,7 +19,15 @@ def well_formed(message: Any) -> bool:
     meta = parameters.get("_meta") or {} if isinstance(parameters, dict) else None
     if not isinstance(meta, dict) or not plain(meta.get(PROTOCOL_VERSION_META, "")):
         return False
-    return isinstance(message.get("id"), str | int | None)
+    taken_back = parameters.get("requestId") if message.get("method") == CANCELLED else None
+    return isinstance(message.get("id"), str | int | None) and isinstance(taken_back, str | int | None)
+
+
+def malformed(message: Any) -> Message:
+    """The answer to what is not well formed: to its own id, where it has one."""
+    request_id = message.get("id") if isinstance(message, dict) else None
+    known = request_id if isinstance(request_id, str | int) else None
+    return error(known, "one JSON-RPC message a line, please", code=INVALID_REQUEST)
 
 
 def plain(text: Any) -> bool:

@@ -28,13 +28,17 @@ async def _read(descriptor: int) -> bytes:
         await anyio.wait_readable(descriptor)
     except PermissionError:  # a regular file cannot be waited for
         return await anyio.to_thread.run_sync(os.read, descriptor, CHUNK)
-    return os.read(descriptor, CHUNK)
+    try:
+        return os.read(descriptor, CHUNK)
+    except ConnectionError:  # a socket, as Node's pipes are: the other end died with something of ours unread
+        return b""
 
 
 async def write(descriptor: int, data: bytes) -> None:
     """Write all of it, and let others go on while the reader is slow.
 
     In parts of PIPE_BUF bytes: so much can be written at once wherever writing is possible at all.
+    Raises ConnectionError when the reader has gone.
     """
     view = memoryview(data)
     while view:

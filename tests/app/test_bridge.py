@@ -9,16 +9,18 @@ import random
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 from mcp.shared.exceptions import MCPError
 from mcp.types import ElicitRequestParams, ElicitResult, Request, RequestParams, Result
 from tests_support import kill_service, processes_of, service_pid
 
-from lab_mcp import pipes
+from lab_mcp import greeting, pipes
 from lab_mcp.bridge import Bridge
 from lab_mcp.link import Link
 from workspace.layout import Workspace
@@ -230,13 +232,15 @@ async def test_an_unknown_method_is_answered_as_one(lab: Workspace, connect) -> 
 async def test_rubbish_on_standard_input_is_answered(lab: Workspace) -> None:
     version = '{"id": 1, "method": "ping", "params": {"_meta": {"io.modelcontextprotocol/protocolVersion": %s}}}\n'
     lines = b'not json\n[1, 2]\n{"id": [1], "method": "ping"}\n{"id": 1, "method": "ping", "params": {"_meta": [1]}}\n'
+    lines += b'{"method": "notifications/cancelled", "params": {"requestId": [1]}}\n' + b"[" * 100_000 + b"\n"
     lines += (version % '"a\\nb"' + version % "3" + '{"id": 1, "method": "pi\\r\\nX-Header: ng"}\n').encode()
     done = await anyio.run_process(
         [sys.executable, "-P", "-m", "lab_mcp", "mcp", "--workspace", str(lab.root)], input=lines, check=False
     )
     assert done.returncode == 0
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["error"]["code"] for answer in answers] == [-32700] + [-32600] * 6
+    assert [answer["error"]["code"] for answer in answers] == [-32700, *[-32600] * 4, -32700, *[-32600] * 3]
+    assert [answer["id"] for answer in answers] == [None] * 3 + [1] + [None] * 2 + [1] * 3
 
 
 async def test_outside_a_workspace_every_tool_says_how_to_make_one(tmp_path: Path) -> None:
@@ -266,33 +270,38 @@ DISCOVER = {
 
 
 class _Slow(Bridge):
-    """A bridge whose service does not come up before it is let."""
+    """A bridge whose service does not come up, or comes up and does not answer, before it may."""
 
-    may_start: anyio.Event
+    slow: str = ""
+    may_go_on: anyio.Event
 
     async def _reconnect(self, before: Link | None, *, passive: bool, forgotten: bool = False) -> None:
-        await self.may_start.wait()
+        if self.slow == "start":
+            await self.may_go_on.wait()
         await super()._reconnect(before, passive=passive, forgotten=forgotten)
 
+    async def _post(self, link: Link | None, message: dict[str, Any], body: bytes, key: str) -> None:
+        if self.slow == "answer" and link is not None:
+            await self.may_go_on.wait()
+        await super()._post(link, message, body, key)
 
-async def test_a_service_that_starts_slowly_does_not_cost_the_newer_protocol(
+
+async def test_a_service_that_is_slow_at_first_does_not_cost_the_newer_protocol(
     lab: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lab_mcp.bridge.PATIENCE_S", 0.2)
 
-    async def answers(*messages: dict[str, Any], slow: bool) -> list[dict[str, Any]]:
+    async def answers(*messages: dict[str, Any], slow: str = "") -> list[dict[str, Any]]:
         ours, theirs = os.pipe()
         bridge = _Slow(lab, theirs)
-        bridge.may_start = anyio.Event()
+        bridge.slow, bridge.may_go_on = slow, anyio.Event()
         found = []
         async with anyio.create_task_group() as bridge.group:
-            if not slow:
-                bridge.may_start.set()
             for message in messages:
                 await bridge._receive(json.dumps(message).encode())
                 async for line in pipes.lines(ours):
                     found.append(json.loads(line))
-                    bridge.may_start.set()
+                    bridge.may_go_on.set()
                     break
             bridge.group.cancel_scope.cancel()
         await bridge._goodbye()
@@ -300,8 +309,13 @@ async def test_a_service_that_starts_slowly_does_not_cost_the_newer_protocol(
         return found
 
     with anyio.fail_after(120):
-        (first,) = await answers(DISCOVER, slow=False)
-        status = {**DISCOVER, "id": 2, "method": "tools/list"}
-        early, listed = await answers(DISCOVER, status, slow=True)
-    assert early == first
-    assert listed["id"] == 2 and listed["result"]["tools"]
+        (first,) = await answers(DISCOVER)
+        for slow in ("start", "answer"):
+            early, listed = await answers(DISCOVER, {**DISCOVER, "id": 2, "method": "tools/list"}, slow=slow)
+            assert early == first
+            assert listed["id"] == 2 and listed["result"]["tools"]
+
+
+def test_a_bridge_knows_how_long_its_client_has_waited() -> None:
+    since = time.time() - psutil.Process().create_time()
+    assert greeting.waited_s() == pytest.approx(since, abs=3) or not Path("/proc/self/stat").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,6 +103,22 @@ async def test_an_answer_that_breaks_off_is_no_answer(answer: list[bytes]) -> No
         assert await ask(server.channel) == b"{}"
 
 
+async def test_connections_that_are_not_needed_are_closed() -> None:
+    async with serving([OK, b""], [OK, b""], OK, OK, OK) as server:
+        channel = server.channel
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(ask, channel)
+        while sum(connection.alive() for connection in channel._idle) > 1:
+            await anyio.sleep(0)
+        await ask(channel)
+        assert len(channel._idle) == 1, "what the service closed is not kept below those that are used"
+        async with channel.request("POST", "/", {}) as answer:
+            await channel.close()
+            assert await answer.body() == b"{}"
+        assert channel._idle == []
+
+
 async def test_a_request_is_sent_again_when_a_kept_connection_broke_before_any_answer() -> None:
     async with serving(OK, [b""], OK, [OK[:20], b""], OK) as server:
         await ask(server.channel)
@@ -157,6 +174,17 @@ async def test_lines_come_from_a_pipe_and_from_a_file(tmp_path: Path) -> None:
         os.close(writing)
     os.close(reading)
     assert found == text.split(b"\n")
+
+
+async def test_a_reader_or_writer_that_died_is_an_end_on_sockets_too() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.send(b"one\n")
+        ours.send(b"never read")
+        theirs.close()  # from now on reading fails, once the kernel has said so
+        assert [line async for line in pipes.lines(ours.fileno())] in ([b"one"], [])
+        with pytest.raises(ConnectionError):
+            await pipes.write(ours.fileno(), b"x")
 
 
 async def test_a_slow_reader_holds_up_nothing_else() -> None:
