@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments import recipe
 from experiments.ports import Fingerprint, RecipeFailure
+from training import extras
 from training.config import TrainingConfig
 from workspace import durable
 from workspace.errors import Unavailable
@@ -26,7 +27,10 @@ class ChildFingerprint:
         self._taken: dict[str, Fingerprint] = {}
 
     def __call__(self, config: TrainingConfig, recipe_dir: Path) -> Fingerprint:
-        """Raises `RecipeFailure` when the recipe cannot be built, `Unavailable` when the child gives no answer."""
+        """Raises `RecipeFailure` when the recipe cannot be built, `Unavailable` when a package is missing or the child
+        gives no answer.
+        """
+        extras.check_packages(config)
         name = recipe.digest(config, recipe_dir)
         if name not in self._taken:
             self._taken[name] = self._take(config, recipe_dir)

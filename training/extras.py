@@ -12,11 +12,16 @@ from workspace.errors import Refused, Unavailable
 def check(config: TrainingConfig, backend: str) -> None:
     """Raises `Unavailable` without a package that is needed, `Refused` where a setting cannot do anything."""
     trackers.check(config.tracker)
-    if config.optimizer.state_bits == 8 and importlib.util.find_spec("torchao") is None:
-        raise Unavailable("optimizer.state_bits = 8 needs the package torchao", fix="pip install 'lab-mcp[adam8]'")
+    check_packages(config)
     if config.optimizer.offload and backend in ("cpu", "mps"):
         memory = "a CPU trains in the machine's memory" if backend == "cpu" else "an Apple GPU shares it"
         raise Refused(
             f"optimizer.offload keeps the optimizer's moments in the machine's memory: {memory} already",
             fix="optimizer.offload = false",
         )
+
+
+def check_packages(config: TrainingConfig) -> None:
+    """Raises `Unavailable` without a package that a step needs."""
+    if config.optimizer.state_bits == 8 and importlib.util.find_spec("torchao") is None:
+        raise Unavailable("optimizer.state_bits = 8 needs the package torchao", fix="pip install 'lab-mcp[adam8]'")

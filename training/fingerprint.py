@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training import extras
 from training.config import EvaluationConfig, TrainingConfig, load_config
 from workspace import durable
 from workspace.errors import LabError
@@ -49,11 +50,13 @@ DIGITS = 6
 def fingerprint(
     config: TrainingConfig, recipe_dir: Path | None = None, cache_dir: Path | None = None
 ) -> dict[str, Any]:
-    """`structural` and `behavioural` hashes with what went into them. Raises `LabError` when the recipe fails.
+    """`structural` and `behavioural` hashes with what went into them.
 
-    Changes torch's global random state. `cache_dir` keeps what was measured of this machine, so that `dtype = "auto"`
-    is the same each time.
+    Raises `LabError` when the recipe fails, `Unavailable` when a package is missing that its settings need. Changes
+    torch's global random state. `cache_dir` keeps what was measured of this machine, so that `dtype = "auto"` is the
+    same each time.
     """
+    extras.check_packages(config)
     import torch
 
     from training.hardware.backend import choose

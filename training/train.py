@@ -78,11 +78,11 @@ class Signals:
         signal.signal(signal.SIGTERM, self._before)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.worker is not None:
-            self.worker.terminate()
-            return
         self.seen = True
-        self.check()
+        if self.worker is None:
+            self.check()
+        else:  # which may have ended, or be past heeding it: `check` again when it has ended well
+            self.worker.terminate()
 
 
 def run(job: Job, signals: Signals, started: float, *, resume: bool = False) -> dict[str, Any]:
@@ -186,6 +186,7 @@ class Worker:
         facts = durable.read_json(self.job.folder / FACTS)
         if code != 0 or facts is None:
             raise WorkerFailed(code)
+        self.signals.check()
         return dict(facts)
 
 

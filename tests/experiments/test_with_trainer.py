@@ -17,6 +17,7 @@ from sessions.notebook import Notebook
 from training.config import apply, load_recipe
 from training.runs.manager import Runs
 from workspace.database import Database
+from workspace.errors import Unavailable
 from workspace.layout import Workspace
 from workspace.outbox import Outbox
 from workspace.settings import Settings
@@ -102,6 +103,13 @@ def test_learning_rates_that_were_far_too_low_are_found_and_kept(workspace: Work
     assert untouchable(workspace.root) == before
     assert git(workspace.root, "rev-parse", "lab/best") == record.commit
     assert "keep" in workspace.results_file.read_text() and proposed.id in notebook.export()
+
+
+def test_a_missing_package_is_no_fault_of_the_recipes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = apply(load_recipe(workspace.recipe_dir), {"optimizer.state_bits": 8})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="torchao"):
+        ChildFingerprint(workspace)(config, workspace.recipe_dir)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from training_support import module_command, small
 from training import corpus, size
 from training.config import TrainingConfig, apply, knobs, value_of
 from training.fingerprint import WITHOUT_EFFECT, fingerprint
-from workspace.errors import LabError
+from workspace.errors import LabError, Unavailable
 
 # a setting's other value, where the rule in `other_value` would not give an allowed or a telling one
 OTHER: dict[str, dict[str, Any]] = {
@@ -153,3 +153,9 @@ def test_a_recipe_that_fails_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("def build_model(config):\n    return config.model.dpeth\n")
     with pytest.raises(LabError, match="dpeth"):
         fingerprint(small(), tmp_path)
+
+
+def test_a_missing_package_is_no_fault_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="torchao"):
+        fingerprint(small(optimizer__state_bits=8))

@@ -219,6 +219,23 @@ def test_sigterm_while_the_data_are_prepared(workspace: Workspace) -> None:
     assert train_here(folder, "--resume") == 0  # there is no checkpoint: from the beginning
 
 
+def test_sigterm_when_the_last_step_is_done_is_not_lost(workspace: Workspace) -> None:
+    """The worker passes it by: it has nothing to stop any more."""
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "model.py").write_text(
+        "import atexit, os, signal, sys, time\nfrom training.model import build_model\n"
+        "def late():\n    os.kill(os.getppid(), signal.SIGTERM)\n    time.sleep(1)\n"
+        "if 'worker' in sys.argv[0] and '--resume' not in sys.argv: atexit.register(late)\n"
+    )
+    folder = run_folder(workspace, small())
+    done = train(folder)
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert summary(folder)["state"] == "preempted"
+    done = train(folder, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(folder)["steps"] == 6 and summary(folder)["val_bpb"] > 0
+
+
 def test_sigterm_while_the_modules_are_imported(workspace: Workspace) -> None:
     code = (
         "import os, runpy, signal, sys\n"
