@@ -69,7 +69,6 @@ class Engine:
         self._reranker_name = reranker
         self._reranker: Reranker | None = None
         self._reranker_error = ""
-        self._scanner = Scanner(self._scan)
         self._open = contextlib.ExitStack()
         self._open.enter_context(owner(workspace.index_dir))
         threading.Thread(target=self._load_embedder, name="embedder", daemon=True).start()
@@ -78,12 +77,14 @@ class Engine:
             place = place or place_for("", workspace.root.name)
             self.generations = Generations(workspace.index_dir, model, dimension, place, schema)
             self.indexer = Indexer(workspace, self.generations, self._wait_for_embedder)
+            self._scanner = Scanner(self._scan, self.generations.building.catalogue)
             if shelf:
                 self._scan().shelf()
         except BaseException:
             self._open.close()
             raise
         self.indexer.start()
+        self._scanner.resume()
         if reranker:
             threading.Thread(target=self._load_reranker, name="reranker", daemon=True).start()
 
@@ -151,6 +152,10 @@ class Engine:
             reasons.append(f"the index is being rebuilt; {waiting} documents are found by words only until then")
         elif waiting:
             reasons.append(f"{waiting} document{'s are' if waiting != 1 else ' is'} still being indexed")
+        if self._scanner.busy:
+            reasons.append("the files are still being looked through for changes")
+        if self._scanner.error:
+            reasons.append(f"looking for changes failed ({self._scanner.error}): `rag_index` looks again")
         if self.indexer.error:
             reasons.append(f"indexing stands still: {self.indexer.error}")
         return "; ".join(reasons)
@@ -237,11 +242,11 @@ class Engine:
     def index(self, paths: Sequence[str] | None, wait_s: float) -> IndexReport:
         """Look for changes under `paths` (the papers folder by default) and wait up to `wait_s` for the indexing.
 
-        The numbers are those of the looking so far; with very many files it goes on after the answer.
+        The numbers are those of the looking so far; with very many files it goes on after the answer, and where this
+        process ends before, in the next one.
         """
         started = time.monotonic()
-        places = [self.workspace.papers_dir] if paths is None else [self._place(path) for path in paths]
-        look = self._scanner.look(places)
+        look = self._scanner.look(*(self._place(path) for path in paths or ()))
         looked = look.wait(max(wait_s, LOOK_S))
         self.generations.building.store.count()  # where no store answers, that is said now and not after `wait_s`
         if looked:
@@ -259,7 +264,7 @@ class Engine:
             seconds=round(time.monotonic() - started, 3),
         )
 
-    def _place(self, path: str) -> Path:
+    def _place(self, path: str) -> str:
         place = self.workspace.confine(path)
         known = self.generations.building.catalogue.files()
         relative = self.workspace.relative(place)
@@ -268,7 +273,7 @@ class Engine:
                 f"there is no file or folder {path[:200]!r} in the workspace",
                 valid="a path inside the workspace, for example papers/",
             )
-        return place
+        return relative
 
     def _scan(self, found: Found | None = None, stopping: threading.Event | None = None) -> Scan:
         building, indexer = self.generations.building, self.indexer
@@ -286,7 +291,8 @@ class Engine:
         waiting = catalogue.waiting()
         rebuilding = self.generations.serving is not None
         loading = not self._loaded.is_set()
-        ready = "starting" if loading else "rebuilding" if rebuilding else "indexing" if waiting else "ready"
+        busy = waiting or self._scanner.busy
+        ready = "starting" if loading else "rebuilding" if rebuilding else "indexing" if busy else "ready"
         passages, unreachable = 0, ""
         try:
             passages = self.generations.building.store.count()
@@ -310,8 +316,10 @@ class Engine:
 
     def close(self, timeout_s: float = 3.0) -> bool:
         """Finish the batch in hand and close the index; False when that took too long and it stays open."""
+        deadline = time.monotonic() + timeout_s
         self._scanner.stop()
-        if not self.indexer.stop(timeout_s):
+        stopped = self.indexer.stop(timeout_s)
+        if not self._scanner.wait_stopped(max(0.0, deadline - time.monotonic())) or not stopped:
             return False
         self.generations.close()
         self._open.close()

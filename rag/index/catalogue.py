@@ -39,7 +39,8 @@ TABLES = [
     CREATE INDEX files_document ON files (document);
     CREATE TABLE revisions (last INTEGER NOT NULL);
     INSERT INTO revisions VALUES (0);
-    """
+    """,
+    "CREATE TABLE looks (number INTEGER PRIMARY KEY AUTOINCREMENT, places TEXT UNIQUE NOT NULL);",
 ]
 
 
@@ -261,6 +262,21 @@ class Catalogue:
         rows = self._database.query("SELECT * FROM files")
         return {row["path"]: FileRow(**dict(row)) for row in rows}
 
+    def look_asked(self, places: Sequence[str]) -> None:
+        """These places are to be looked at for changes, whatever becomes of this process."""
+        with self._database.transaction() as tx:
+            tx.execute("INSERT OR REPLACE INTO looks (places) VALUES (?)", (json.dumps(places),))
+
+    def looks(self) -> dict[tuple[str, ...], int]:
+        """The places that are still to be looked at, each with a number that grows when it is asked again."""
+        rows = self._database.query("SELECT number, places FROM looks ORDER BY number")
+        return {tuple(json.loads(row["places"])): row["number"] for row in rows}
+
+    def looked(self, places: Sequence[str], number: int) -> None:
+        """A look at `places` that began when `looks` gave them this number has come to its end."""
+        with self._database.transaction() as tx:
+            tx.execute("DELETE FROM looks WHERE places = ? AND number <= ?", (json.dumps(places), number))
+
     def entries(self, states: Iterable[State]) -> list[Entry]:
         marks = list(states)
         where = ", ".join("?" for _ in marks)
@@ -309,10 +325,12 @@ class Catalogue:
         return counts
 
     def take_over(self, other: Catalogue) -> None:
-        """Copy another catalogue's documents and files; every readable document is pending here."""
+        """Copy another catalogue's documents, files and looks; every readable document is pending here."""
         for entry in other.entries(["pending", "written", "done", "failed"]):
             self.put(replace(entry, state="failed" if entry.state == "failed" else "pending"))
         self.put_files((file, None) for file in other.files().values())
+        for places in other.looks():
+            self.look_asked(places)
 
     def close(self) -> None:
         self._progress.close()
