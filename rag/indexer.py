@@ -143,7 +143,7 @@ class Indexer:
             if not building.catalogue.opening(entry):
                 raise Unreadable("reading it ended the memory process several times")
             document = self._read(entry)
-            entry = self._joined(entry, document.details)
+            entry, abstract = self._joined(entry, document.details)
             passages = self._passages(entry, document)
             first = list(itertools.islice(passages, BATCH))
             building.catalogue.opened(entry)
@@ -171,7 +171,7 @@ class Indexer:
         building.store.delete(entry.id, from_number=count)
         details = self._complete(entry, document.details)
         entry = replace(entry, title=details.title, date=details.date, tags=details.tags)
-        building.catalogue.written(entry, count)
+        building.catalogue.written(entry, count, abstract=abstract)
 
     def _fail(self, entry: Entry, reason: str) -> None:
         self.generations.building.store.delete(entry.id)
@@ -189,21 +189,18 @@ class Indexer:
         while entry.priority == 0 and not self._stopping.is_set() and self._one(above=0):
             pass
 
-    def _joined(self, entry: Entry, found: Details) -> Entry:
-        """With what a bibliography says about a paper of this title, as the next scan would give it."""
+    def _joined(self, entry: Entry, found: Details) -> tuple[Entry, str]:
+        """With what a bibliography says about a paper of this title, as the next scan would give it; and the document
+        that the abstract there is while no paper is."""
         if entry.path is None or entry.path.startswith(SHELF_PREFIX) or entry.details:
-            return entry
+            return entry, ""
         match = self.library.titled(found.title, found.arxiv)
         if match is None:
-            return entry
+            return entry, ""
         given = given_by(match.details)
         path = path_of(entry.path, self.workspace)
         content = files.content_hash(files.parts(path, self.workspace.root))
-        catalogue = self.generations.building.catalogue
-        alone = catalogue.get(match.identity)
-        if alone is not None and alone.path is None:
-            catalogue.removing(alone.id)
-        return replace(entry, details=given, hash=fingerprint(content, given))
+        return replace(entry, details=given, hash=fingerprint(content, given)), match.identity
 
     def _complete(self, entry: Entry, found: Details) -> Details:
         """What was given goes before what was found in the text."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from rag.documents import bibliography, files, latex, text
@@ -103,19 +103,18 @@ class Scan:
         self._bibliographies(seen.values())
         for path in self._parts_of_others(seen.values()):
             del seen[path.relative_to(root).as_posix()]
-        gone = [
+        gone = {
             key
             for key in self.known
             if not key.startswith(SHELF_PREFIX)
             and key not in seen
             and any(f"{key}\n".startswith(prefix) for prefix in prefixes)
-        ]
+        }
         for key, path in seen.items():
             if files.is_document(path):
                 self._file(key, path)
-        self._write()
-        self._loose_entries()
         self._gone(gone)
+        self._loose_entries([key for key in self.known if key not in seen and key not in gone])
         self._wake()
 
     def _put(self, row: FileRow, entry: Entry | None) -> None:
@@ -256,23 +255,32 @@ class Scan:
         entry = self.library.about(path)
         before = self._document(known.document) if entry is None and known else None
         if before is not None and not key.startswith(SHELF_PREFIX):
-            entry = self.library.titled(before.title)
+            entry = self.library.titled(before.title, before.details.get("arxiv", ""))
         if entry is None:
             return Details()
         self.described.add(entry.key)
         return entry.details
 
-    def _loose_entries(self) -> None:
-        """Entries with an abstract and no file are documents themselves, as long as both is so."""
-        loose = [one for one in self.library.entries if one.key not in self.described and one.abstract]
-        added = self.catalogue.put_all(map(_loose, loose))
+    def _loose_entries(self, elsewhere: Iterable[str]) -> None:
+        """Entries with an abstract and no file are documents themselves, as long as both is so. `elsewhere` are the
+        keys of files that this scan did not look at."""
+        paths = [PurePath(key) for key in elsewhere if not key.startswith(SHELF_PREFIX)]
+        loose = [
+            one
+            for one in self.library.entries
+            if one.abstract and one.key not in self.described and not any(map(one.describes, paths))
+        ]
+        chosen: list[Entry] = []
+
+        def choose(papers: list[tuple[str, str]]) -> list[Entry]:
+            joined = {entry.key for paper in papers if (entry := self.library.titled(*paper))}
+            chosen.extend(_loose(one) for one in loose if one.key not in joined)
+            return chosen
+
+        added, removed = self.catalogue.put_abstracts(choose)
         self.found.added += added
-        self.found.unchanged += len(loose) - added
-        there = {entry.identity for entry in loose}
-        for document in self.catalogue.from_bibliography():
-            if document not in there:
-                self.catalogue.removing(document)
-                self.found.removed += 1
+        self.found.unchanged += len(chosen) - added
+        self.found.removed += removed
 
 
 def _loose(entry: bibliography.Entry) -> Entry:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -160,17 +160,23 @@ class Catalogue:
         with self._progress.transaction() as tx:
             tx.execute("UPDATE documents SET attempts = 0 WHERE id = ?", (entry.id,))
 
-    def written(self, entry: Entry, chunks: int) -> None:
-        """All passages are in the store. Without effect when the document was put again meanwhile."""
+    def written(self, entry: Entry, chunks: int, *, abstract: str = "") -> None:
+        """All passages are in the store. Without effect when the document was put again meanwhile.
+
+        `abstract` names the bibliography's entry about it: a document no more from this moment on.
+        """
         with self._progress.transaction() as tx:
-            tx.execute(
+            effect = tx.execute(
                 "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, details = ?, hash = ?,"
                 " chunks = ?, reason = '' WHERE id = ? AND revision = ?",
                 (
                     *(entry.title, entry.date, json.dumps(entry.tags), json.dumps(entry.details), entry.hash),
                     *(chunks, entry.id, entry.revision),
                 ),
-            )
+            ).rowcount
+            standing = "SELECT 1 FROM documents WHERE id = ? AND path IS NULL AND state <> 'removing'"
+            if effect and tx.execute(standing, (abstract,)).fetchone():
+                self._removing(tx, abstract)
 
     def failed(self, entry: Entry, reason: str) -> None:
         with self._progress.transaction() as tx:
@@ -283,13 +289,28 @@ class Catalogue:
         rows = self._database.query(f"SELECT * FROM documents WHERE state IN ({where}) ORDER BY revision", marks)
         return [_entry(row) for row in rows]
 
-    def from_bibliography(self) -> list[str]:
-        """The documents that are a bibliography's entries, not files."""
-        rows = self._database.query(
-            "SELECT id FROM documents WHERE kind = 'paper' AND path IS NULL AND state <> 'removing'"
-            f" AND json_extract(details, '$.{BIBTEX_KEY}') IS NOT NULL"
-        )
-        return [row["id"] for row in rows]
+    def put_abstracts(self, choose: Callable[[list[tuple[str, str]]], list[Entry]]) -> tuple[int, int]:
+        """Make those of a bibliography's entries documents that `choose` picks, and no others; how many came and went.
+
+        `choose` is told title and arXiv id of every paper that is a file. One transaction: none is found to be about
+        an entry (see `written`) between the choosing and the putting.
+        """
+        papers = "kind = 'paper' AND state <> 'removing'"
+        with self._database.transaction() as tx:
+            rows = tx.execute(
+                "SELECT title, coalesce(json_extract(details, '$.arxiv'), '') AS arxiv FROM documents"
+                f" WHERE {papers} AND path IS NOT NULL AND path NOT LIKE 'shelf:%'"
+            )
+            chosen = choose([(row["title"], row["arxiv"]) for row in rows])
+            added = sum(self._put(tx, entry) for entry in chosen)
+            there = tx.execute(
+                f"SELECT id FROM documents WHERE {papers} AND path IS NULL"
+                f" AND json_extract(details, '$.{BIBTEX_KEY}') IS NOT NULL"
+            )
+            gone = {row["id"] for row in there} - {entry.id for entry in chosen}
+            for document in gone:
+                self._removing(tx, document)
+        return added, len(gone)
 
     def listed(self, kinds: Sequence[str], text: str, after: str, limit: int) -> tuple[list[Entry], int]:
         """Documents with `text` in id, title, source or tags, after the id `after`; and how many there are in all."""
