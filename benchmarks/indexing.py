@@ -3,7 +3,7 @@
 python benchmarks/indexing.py [--write] [--papers] [--rate] [--documents [N]] [--kills [N]] [--seed N] [--kept FILE]
 
 Without a part named, all of them run. --write replaces the section in docs/benchmarks.md. --kept FILE keeps figures
-there, so that parts measured one after the other make one section.
+there, each with the day and commit of its measuring, so that parts measured one after the other make one section.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
-from report import machine, write_section
+from report import commit, machine, write_section
 
 from lab_mcp import initialise
 from rag.client import Memory
@@ -173,22 +174,32 @@ def kills(rounds: int, seed: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| what | measured | asked |", "|---|---|---|"]
+    lines = ["| what | measured | asked | at |", "|---|---|---|---|"]
+
+    def row(found: dict[str, Any], what: str, measured: str, asked: str) -> None:
+        lines.append(f"| {what} | {measured} | {asked} | {found.get('at', 'not recorded')} |")
+
     if found := results.get("papers"):
         what = f"{found['papers']} PDFs, {found['pages']} pages, {found['passages']} passages"
-        lines.append(f"| {what} | {found['seconds']} s | 12 of 20 pages under 60 s |")
+        row(found, what, f"{found['seconds']} s", "12 of 20 pages under 60 s")
     if found := results.get("rate"):
         pair = f"{found['indexer_per_s']} against {found['embedder_per_s']} passages a second"
-        lines.append(f"| indexer beside the bare embedder: {pair} | {found['ratio_median']:.1%} | at least 95 % |")
+        row(found, f"indexer beside the bare embedder: {pair}", f"{found['ratio_median']:.1%}", "at least 95 %")
     if found := results.get("documents"):
         what = f"worker's memory while indexing {found['documents']:,} documents ({found['seconds']} s)"
-        lines.append(f"| {what} | {found['peak_mib']:,} MiB | under 1,500 MB |")
+        row(found, what, f"{found['peak_mib']:,} MiB", "under 1,500 MB")
     if found := results.get("kills"):
         killed = ", ".join(f"{count} of the {name}" for name, count in found["killed"].items())
         what = f"{found['rounds']} times kill -9 ({killed}; {found['under_way']} while documents waited)"
-        bad = ", ".join(f"{len(found[name])} {name.replace('_', ' ')}" for name in WRONG if name in found)
-        lines.append(f"| {what}, seed {found['seed']} | {bad} | none |")
+        counted = [(name.replace("_", " "), found.get(name)) for name in WRONG]
+        bad = ", ".join(f"{name} not counted" if one is None else f"{len(one)} {name}" for name, one in counted)
+        row(found, f"{what}, seed {found['seed']}", bad, "none")
     return "\n".join(lines)
+
+
+def stamped(found: dict[str, Any]) -> dict[str, Any]:
+    """With the day and the commit it was measured at: a kept figure stays one of its day."""
+    return {**found, "at": f"{datetime.now(UTC):%Y-%m-%d}, {commit()}"}
 
 
 def main() -> None:
@@ -204,19 +215,20 @@ def main() -> None:
     everything = not (given.papers or given.rate or given.documents or given.kills)
     results: dict[str, Any] = (given.kept and durable.read_json(given.kept)) or {}
     if given.papers or everything:
-        results["papers"] = papers()
+        results["papers"] = stamped(papers())
     if given.rate or everything:
-        results["rate"] = rate()
+        results["rate"] = stamped(rate())
     if given.documents or everything:
-        results["documents"] = documents(given.documents or DOCUMENTS)
+        results["documents"] = stamped(documents(given.documents or DOCUMENTS))
     if given.kills or everything:
-        results["kills"] = kills(given.kills or KILLS, given.seed)
+        results["kills"] = stamped(kills(given.kills or KILLS, given.seed))
     if given.kept:
         durable.write_json(given.kept, results)
     print(json.dumps(results, indent=1))
     print(table(results))
     if given.write:
-        write_section("Indexing", "python benchmarks/indexing.py", f"{machine()}\n\n{table(results)}")
+        told = f"Written {machine()}; each row was measured on the day and at the commit its last column names."
+        write_section("Indexing", "python benchmarks/indexing.py", f"{told}\n\n{table(results)}")
 
 
 if __name__ == "__main__":

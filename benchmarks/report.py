@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def machine() -> str:
         f"{datetime.now(UTC):%Y-%m-%d} on {found.model}, {found.usable_cores:g} cores, "
         f"{found.memory_total_bytes / 2**30:.0f} GiB, no GPU unless said"
     )
+
+
+def commit() -> str:
+    """The commit of what is measured; with `+` where files differ from it."""
+    command = ["git", "-C", str(PAGE.parent.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write_section(title: str, command: str, text: str) -> None:

@@ -112,20 +112,21 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _waits(lab: Workspace) -> bool:
-    """Whether the catalogue on disk holds documents that are not indexed yet."""
+    """Whether the catalogue on disk holds documents that are not indexed yet, or places still to be looked at."""
     current = durable.read_json(lab.index_dir / "current.json")
     if current is None:
         return True
     file = lab.index_dir / current["folder"] / "catalogue.db"
     with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5.0)) as catalogue:
-        query = "SELECT count(*) FROM documents WHERE state IN ('pending', 'written', 'removing')"
-        return bool(catalogue.execute(query).fetchone()[0])
+        documents = "SELECT count(*) FROM documents WHERE state IN ('pending', 'written', 'removing')"
+        return any(catalogue.execute(query).fetchone()[0] for query in (documents, "SELECT count(*) FROM looks"))
 
 
 def _finish(lab: Workspace) -> None:
-    """Let everything be taken in, and end service and worker properly."""
+    """Let everything be taken in without asking for it again, and end service and worker properly."""
     deadline = time.monotonic() + LONGEST_S
-    while call(lab, "service_status", {})["to_document"] or call(lab, "rag_index", {"wait_s": 60})["state"] != "done":
+    call(lab, "rag_search", {"query": "marmot"})  # starts a worker that was killed
+    while call(lab, "service_status", {})["to_document"] or _waits(lab):
         assert time.monotonic() < deadline, "indexing did not come to its end"
         time.sleep(0.2)
     connection.request(connection.ensure_service(lab), "POST", "/api/shutdown")
