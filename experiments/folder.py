@@ -140,12 +140,13 @@ def report_page(record: ExperimentRecord) -> str:
 
 
 def numbers_table(metric: str, n: Numbers) -> list[str]:
+    looks = "this look" if n.method == "screen" else "all looks"
     return [
         f"| {_cell(metric)} | |",
         "|---|---|",
         f"| gain (positive = better) | {n.effect:.6g} |",
-        f"| interval at {100 * n.level:.4g}% | {n.low:.6g} to {n.high:.6g} |",
-        f"| upper bound at {100 * n.reach_level:.3g}%, one-sided | {n.reach:.6g} |",
+        f"| interval at {100 * n.level:.4g}%, {looks} | {n.low:.6g} to {n.high:.6g} |",
+        f"| upper bound at {100 * n.reach_level:.3g}%, one-sided, this look | {n.reach:.6g} |",
         f"| standard error | {n.error:.4g} |",
         f"| candidate, mean of {n.n_candidate} | {n.candidate_mean:.6g} |",
         f"| control, mean of {n.n_control} | {n.control_mean:.6g} |",

@@ -49,11 +49,6 @@ class Rule:
         """One-sided error at each look at which a keep is possible."""
         return _look_alpha(self.alpha, (self.min_pairs, self.max_pairs, self.resolution, self.discard_confidence))
 
-    @property
-    def level(self) -> float:
-        """Two-sided confidence of the interval at one look."""
-        return 1 - 2 * self.look_alpha
-
 
 def seed_of(experiment: int, index: int) -> int:
     """The seed of replicate `index`, of control and candidate alike. `experiment`: its number.

@@ -29,6 +29,7 @@ import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -53,7 +54,7 @@ class Numbers(BaseModel):
     effect: float
     low: float  # two-sided interval at `level`
     high: float
-    level: float
+    level: float  # over all looks at which a keep is possible; of a screen: at this look
     error: float  # standard error of the effect
     reach: float  # one-sided upper bound at `reach_level`
     reach_level: float
@@ -96,6 +97,8 @@ def judge(hypothesis: Hypothesis, rule: Rule, noise: SessionNoise, runs: Runs) -
     done = stage(rule, noise.missing(rule), runs.control, runs.candidate)
     if not done:
         raise ValueError("the runs of the first look are not all there")
+    if hypothesis.kind == "non_inferiority":
+        rule = replace(rule, resolution=0.0)  # nothing is given up at it, so no look may count on that
     sign = 1.0 if hypothesis.direction == "higher" else -1.0
     first = noise.with_controls([runs.control[index] for index in range(noise.missing(rule))])
     pairs = _pairs(rule, runs.control, runs.candidate, done - 2)
@@ -196,7 +199,7 @@ def _numbers(
         effect=effect,
         low=effect - half,
         high=effect + half,
-        level=rule.level,
+        level=1 - 2 * (rule.look_alpha if method == "screen" else rule.alpha),
         error=error,
         reach=effect + _quantile(df, reach_level) * usual,
         reach_level=reach_level,
@@ -276,7 +279,7 @@ def _final(
 ) -> Verdict:
     """`given_up`: the gain that was ruled out, where it is more than the smallest effect asked for."""
     wish = _n(hypothesis.smallest_effect)
-    confidence = f"{100 * n.reach_level:.3g}% confidence"
+    confidence = f"{100 * n.reach_level:.3g}% confidence at this look"
     if decision == "keep":
         text = f"Kept: {_found(hypothesis, n)}; noise of one run {_n(n.noise_sd)}, {wish} was asked for."
     elif decision == "discard" and n.high < 0:
@@ -299,17 +302,17 @@ def _final(
 
 
 def _found(hypothesis: Hypothesis, n: Numbers) -> str:
-    """`val_bpb is lower by 0.05 (gain between 0.04 and 0.06 at 99.9%; 3 pairs of runs)`."""
+    """`val_bpb is lower by 0.05 (gain between 0.04 and 0.06 at 99.6%, all looks; 3 pairs of runs)`."""
     better = hypothesis.direction
     worse = "higher" if better == "lower" else "lower"
     moved = f"{hypothesis.metric} is {better if n.effect >= 0 else worse} by {_n(abs(n.effect))}"
     if n.method == "exact":
         return f"{moved}, the same with every seed"
     if n.method == "screen":
-        runs = f"1 run against {_count(n.n_control, 'control run')}"
+        looks, runs = "this look", f"1 run against {_count(n.n_control, 'control run')}"
     else:
-        runs = f"{_count(n.n_candidate, 'pair')} of runs"
-    return f"{moved} (gain between {_n(n.low)} and {_n(n.high)} at {100 * n.level:.4g}%; {runs})"
+        looks, runs = "all looks", f"{_count(n.n_candidate, 'pair')} of runs"
+    return f"{moved} (gain between {_n(n.low)} and {_n(n.high)} at {100 * n.level:.4g}%, {looks}; {runs})"
 
 
 def pairs_needed(numbers: Numbers, hypothesis: Hypothesis, rule: Rule) -> int:

@@ -100,7 +100,8 @@ FIGURE_WORDS = (
 
 TABLE_WORDS = (
     "Gains are in the metric's units and positive where the candidate is better, each over its own control; n counts "
-    "the candidate and control runs behind it. p is one-sided and for one look; the intervals allow for all looks."
+    "the candidate and control runs behind it. p is one-sided and for one look; the "
+    "intervals of kept ones hold over all looks at their stated level."
 )
 
 

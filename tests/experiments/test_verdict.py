@@ -78,7 +78,7 @@ def test_the_interval_of_pairs_is_the_textbook_one_where_nothing_else_is_known()
     numbers = verdict(0.9, pairs, controls=(), noise=noise).numbers
     assert numbers is not None
     test = stats.ttest_rel(control, candidate)
-    low, high = test.confidence_interval(RULE.level)
+    low, high = test.confidence_interval(1 - 2 * RULE.look_alpha)
     assert (numbers.low, numbers.high) == (pytest.approx(low), pytest.approx(high))
     assert numbers.p == pytest.approx(test.pvalue / 2) and numbers.df == 3
 
@@ -161,6 +161,26 @@ def test_non_inferiority_needs_both_halves() -> None:
     assert worse.decision == "discard" and "margin" in worse.sentence
     free = verdict(1.0, pairs, costs=[(0.0, 0.0)] * 3, **same)  # type: ignore[arg-type]
     assert free.decision == "discard" and "nothing of it can be saved" in free.sentence
+
+
+def test_no_look_of_non_inferiority_counts_on_giving_up_at_the_resolution() -> None:
+    """Its first look is wide open at twice the noise below the parent, where another claim would have ended."""
+    pairs = [(1.0, 1.001), (1.004, 1.003), (0.996, 0.999)]
+    costs = [(10.0, 5.0), (10.1, 5.1), (9.9, 4.9)]
+    same = {"kind": "non_inferiority", "smallest_effect": 0.05, "smallest_saving": 0.3, "costs": costs}
+    strict, plain = Rule(resolution=0.0), Rule()
+    assert strict.look_alpha < 0.7 * plain.look_alpha
+    found, asked = verdict(1.0, pairs, rule=plain, **same), verdict(1.0, pairs, rule=strict, **same)  # type: ignore[arg-type]
+    assert found == asked and found.saving == asked.saving
+    assert verdict(0.95, pairs, rule=plain) != verdict(0.95, pairs, rule=strict), "of a gain it does count"
+
+
+def test_the_level_that_is_quoted_holds_over_all_looks() -> None:
+    kept = verdict(0.95, [(1.001, 0.951), (0.999, 0.950), (1.002, 0.953)])
+    assert kept.numbers is not None and kept.numbers.level == 1 - 2 * RULE.alpha
+    assert f"at {100 * kept.numbers.level:.4g}%, all looks; 3 pairs" in kept.sentence
+    screened = verdict(1.003)
+    assert screened.decision == "discard" and "95% confidence at this look" in screened.sentence
 
 
 def test_too_little_or_broken_scores_are_refused() -> None:
