@@ -33,7 +33,7 @@ SCENARIOS: dict[str, Campaign] = {  # the lab's own rule where a session is shor
     "lab-mcp, candidates with twice the variance": functools.partial(our_campaign, variance=2.0),
     "lab-mcp, candidates with three times the variance": functools.partial(our_campaign, variance=3.0),
 }
-SCENARIO_DRIFTS: tuple[Drift, ...] = ("none", "jumps")  # with normal noise
+SCENARIO_DRIFTS: tuple[Drift, ...] = ("none",)  # with normal noise
 Wanted = tuple[str, Noise, Drift, int]  # rule, noise, drift, campaigns
 Task = tuple[str, Noise, Drift, bool, range, int]
 

@@ -19,7 +19,7 @@ from lab_mcp.cli_simulate import COLUMNS, SCENARIOS, cells, scenarios, simulate_
 def test_few_campaigns_keep_anything_without_effect(noise: str, drift: str) -> None:
     found = simulate(our_campaign, noise, drift, False, range(40))  # type: ignore[arg-type]
     assert found.with_false_keep <= 5  # of 40; at a true rate of 5 % this is missed once in seventy times
-    assert found.null_cost / found.nulls < 2.7
+    assert found.null_cost / found.nulls < 2.6
 
 
 def test_a_session_of_a_dozen_runs_keeps_no_more() -> None:
@@ -39,10 +39,10 @@ def test_the_rules_of_others_keep_chance_too() -> None:
         assert simulate(rule, "normal", "none", False, range(12)).with_false_keep >= 3, rule.__name__
 
 
-@pytest.mark.parametrize("drift", ["none", "jumps"])
-def test_an_effect_of_three_standard_deviations_is_mostly_found(drift: str) -> None:
+@pytest.mark.parametrize(("drift", "share"), [("none", 0.88), ("jumps", 0.77)])
+def test_an_effect_of_three_standard_deviations_is_mostly_found(drift: str, share: float) -> None:
     found = simulate(our_campaign, "normal", drift, True, range(30))  # type: ignore[arg-type]
-    assert found.planted == 240 and found.found / found.planted > 0.72
+    assert found.planted == 240 and found.found / found.planted > share
 
 
 def test_the_same_seed_gives_the_same_campaigns() -> None:
@@ -70,5 +70,5 @@ def test_command() -> None:
     rows = json.loads(done.stdout)
     assert done.exit_code == 0 and {row["campaigns"] for row in rows} == {10}
     harder = table(scenarios(1))
-    assert Counter(row["rule"] for row in [*rows, *harder]) == {"lab-mcp": 9} | dict.fromkeys(SCENARIOS, 2)
+    assert Counter(row["rule"] for row in [*rows, *harder]) == {"lab-mcp": 9} | dict.fromkeys(SCENARIOS, 1)
     assert all(len(cells(row)) == len(COLUMNS) for row in [*rows, *harder])
