@@ -185,6 +185,16 @@ class CampaignLedger:
         assert row is not None
         return float(row["money"])
 
+    def dearest(self, campaign: str) -> float:
+        """What the dearest of these answers has cost."""
+        row = self.database.one(
+            "SELECT coalesce(max(json_extract(attempt.value, '$.money')), 0) AS money"
+            " FROM proposals, json_each(document, '$.attempts') AS attempt WHERE campaign = ?",
+            (campaign,),
+        )
+        assert row is not None
+        return float(row["money"])
+
     # -- the folder ---------------------------------------------------------------------------------------------------
 
     def _mirror(self, record: CampaignRecord) -> None:

@@ -40,6 +40,7 @@ def question(
         stagnant=stagnation.data["since_keep"] if stagnation is not None and stagnation.at > kept else 0,
         money_left=None if record.budget.money is None else record.budget.money - money,
         answers_cost=ledger.money(record.id),
+        dearest=ledger.dearest(record.id),
         note=lambda attempt: _note(ledger, proposal, attempt),
     )
 

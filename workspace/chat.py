@@ -76,10 +76,12 @@ def ask(
         read = _read_anthropic if model.api == "anthropic" else _read_openai
         return read(response.json(), model.name, time.monotonic() - started)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise LabError(
+        odd = LabError(
             f"{web.host_of(model.url)} does not answer as the {model.api} API does",
             fix="check the URL and `api` in lab.toml",
-        ) from error
+        )
+        odd.may_have_worked = True  # it did answer
+        raise odd from error
 
 
 def _key(model: ChatModel) -> str:

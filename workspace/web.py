@@ -19,6 +19,8 @@ from workspace.errors import LabError, Refused, Unavailable
 if TYPE_CHECKING:
     import httpx2
 
+SAFE = frozenset(["GET", "HEAD"])  # may be sent twice
+HALFWAY = frozenset([502, 504])  # from somebody in between: the server behind it may have answered
 AGAIN = frozenset([408, 425, 429, 500, 502, 503, 504, 529])  # statuses that may pass by themselves
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0  # doubled with each attempt
@@ -84,6 +86,8 @@ def request(
 
     Tried `attempts` times when the network or the server fails in a way that may pass, with growing pauses or as long
     as the server's Retry-After says; `before` is called ahead of each attempt. A broken-off body counts as a failure.
+    What is not a GET is sent once only: a failure after that is `Unavailable` and `may_have_worked`, unless the server
+    itself said that it did nothing.
     Every other status is the caller's to judge. Raises `Unavailable`, or `Refused` for more than `limit` bytes.
     """
     host = host_of(url)
@@ -115,28 +119,41 @@ def _once(
             httpx2.Client(timeout=timeout_s, trust_env=not is_loopback(url), follow_redirects=follow) as client,
             client.stream(method, url, headers=dict(headers), json=body) as response,
         ):
+            if response.status_code in HALFWAY and method not in SAFE:
+                raise _late(url, f"it answered {response.status_code}")
             if response.status_code in AGAIN:
                 raise _Passing(f"it answered {response.status_code}", _retry_after(response))
             content = bytearray()
             for piece in response.iter_bytes():
                 content += piece
                 if len(content) > limit:
-                    raise Refused(f"{host_of(url)} sends more than {limit >> 20} MB")
+                    large = Refused(f"{host_of(url)} sends more than {limit >> 20} MB")
+                    large.may_have_worked = method not in SAFE
+                    raise large
                 if time.monotonic() > deadline:
-                    raise _Passing(f"the answer took longer than {timeout_s:.0f} s")
+                    text = f"the answer took longer than {timeout_s:.0f} s"
+                    raise _Passing(text) if method in SAFE else _late(url, text)
             found = {name.lower(): value for name, value in response.headers.items()}
             return Response(response.status_code, found, bytes(content))
     except httpx2.TimeoutException as error:
         text = f"no answer within {timeout_s:.0f} s"
-        if method == "GET" or isinstance(error, httpx2.ConnectTimeout):
+        if method in SAFE or isinstance(error, httpx2.ConnectTimeout):
             raise _Passing(text) from error
-        late = Unavailable(f"{host_of(url)}: {text}")  # it may still be working on it: asked once only
-        late.may_have_worked = True
-        raise late from error
+        raise _late(url, text) from error  # it may still be working on it
     except httpx2.TransportError as error:
-        raise _Passing(_words(error)) from error
+        if method in SAFE or isinstance(error, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol)):
+            raise _Passing(_words(error)) from error
+        raise _late(url, _words(error)) from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise LabError(f"{host_of(url)} cannot be asked: {_words(error)}") from error
+        odd = LabError(f"{host_of(url)} cannot be asked: {_words(error)}")
+        odd.may_have_worked = method not in SAFE and not isinstance(error, httpx2.InvalidURL)
+        raise odd from error
+
+
+def _late(url: str, text: str) -> Unavailable:
+    late = Unavailable(f"{host_of(url)}: {text}")
+    late.may_have_worked = True
+    return late
 
 
 def _words(error: Exception) -> str:

@@ -12,7 +12,7 @@ from experiments.proposers import prompt
 from experiments.proposers.port import Answer, Malformed, Question
 from workspace import clock
 from workspace.chat import Message, Reply
-from workspace.errors import LabError, Refused
+from workspace.errors import LabError, Refused, Unavailable
 from workspace.secrets import mask
 from workspace.settings import ProposerSettings
 
@@ -20,6 +20,12 @@ TRIES = 2  # a malformed answer costs one more question
 CHARACTERS_A_TOKEN = 2  # at least, whatever the language
 KEPT = 2000  # characters of an answer that could not be used
 Ask = Callable[[Sequence[Message]], tuple[Reply, float]]  # the answer and the money it cost
+
+
+class Paid(Unavailable):
+    """There is no answer, and it is known what that has cost."""
+
+    money: float = 0.0
 
 
 class Pace:
@@ -54,12 +60,17 @@ class Asking:
         failed = [attempt for attempt in question.attempts if attempt.problem]
         problem = failed[-1].problem if failed else None
         for _ in range(len(failed), TRIES):
-            self._cap(question)
+            intent = self._intent(question, name, messages)
+            self._cap(question, intent.money)
             self.pace.wait()
             # before it is asked: a kill between question and answer must not make the answer free
-            question.note(self._intent(name, messages))
+            question.note(intent)
             try:
                 reply, money = ask(messages)
+            except Paid as error:
+                words = mask(error.problem)[:KEPT]
+                question.note(Attempt(at=clock.now(), model=name[:100], text=words, money=error.money))
+                raise
             except LabError as error:
                 if not error.may_have_worked:
                     question.note(None)
@@ -82,21 +93,22 @@ class Asking:
                 return Answer(name, claim)
         raise Malformed(f"{name} gave {TRIES} answers that cannot be used; the last: {problem}")
 
-    def _intent(self, name: str, messages: Sequence[Message]) -> Attempt:
-        """What the question costs at most: as many tokens as half its characters, and the longest answer."""
+    def _intent(self, question: Question, name: str, messages: Sequence[Message]) -> Attempt:
+        """What the question costs at most: as many tokens as half its characters, and the longest answer; or as the
+        dearest answer so far, where that was more (of Claude Code, which sets its own price)."""
         s = self.settings
         tokens = sum(len(message.text) for message in messages) // CHARACTERS_A_TOKEN
         most = (tokens * s.price_input + s.answer_tokens * s.price_output) / 1e6
-        return Attempt(at=clock.now(), model=name[:100], open=True, money=most)
+        return Attempt(at=clock.now(), model=name[:100], open=True, money=max(most, question.dearest))
 
-    def _cap(self, question: Question) -> None:
-        """Raises `Refused`, which pauses the campaign, when the money for answers is spent."""
+    def _cap(self, question: Question, most: float) -> None:
+        """Raises `Refused`, which pauses the campaign, when the money for answers does not last for this question."""
         spent, cap, money = question.answers_cost + question.spent_now, self.settings.spending_cap, question.money_left
         if money is not None and money - question.spent_now <= 0:
             raise Refused("the money of this campaign is spent", fix="extend its budget, then resume it")
-        if cap and spent >= cap:
+        if cap and (spent >= cap or spent + most > cap):
             raise Refused(
-                f"answers have cost {spent:.4g}; the cap of one campaign is {cap:g}",
+                f"answers have cost {spent:.4g}, another may cost {most:.4g}; the cap of one campaign is {cap:g}",
                 fix="raise [proposer] spending_cap in lab.toml, then resume the campaign",
             )
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.proposers.asking import Asking
+from experiments.proposers.asking import Asking, Paid
 from experiments.proposers.port import Answer, Question
 from workspace import durable
 from workspace.chat import Message, Reply
@@ -102,16 +102,14 @@ class ClaudeCodeProposer:
         try:
             output, errors = process.communicate(text, timeout=s.timeout_seconds)
         except subprocess.TimeoutExpired as error:
-            late = Unavailable(f"Claude Code gave no answer within {s.timeout_seconds:.0f} s")
-            late.may_have_worked = True
-            raise late from error
+            raise _perhaps_paid(f"Claude Code gave no answer within {s.timeout_seconds:.0f} s") from error
         finally:
             with contextlib.suppress(ProcessLookupError):  # its own children too: the bridge it started
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         if process.returncode != 0 and not output.strip():
             words = mask(" ".join(errors.split()))[-300:]
-            raise Unavailable(f"Claude Code ended with {process.returncode}: {words or 'without a word'}")
+            raise _perhaps_paid(f"Claude Code ended with {process.returncode}: {words or 'without a word'}")
         return output
 
 
@@ -119,8 +117,24 @@ def _result(output: str) -> dict[str, Any]:
     try:
         content = json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError) as error:
-        raise Unavailable("Claude Code answered in a form that is not known") from error
+        raise _perhaps_paid("Claude Code answered in a form that is not known") from error
     if not isinstance(content, dict) or content.get("is_error"):
         words = mask(str(content.get("result") if isinstance(content, dict) else content))[:300]
-        raise Unavailable(f"Claude Code could not answer: {words}")
+        raise _failed(f"Claude Code could not answer: {words}", content)
     return content
+
+
+def _failed(words: str, content: Any) -> Unavailable:
+    """With what it cost, where that is told."""
+    cost = content.get("total_cost_usd") if isinstance(content, dict) else None
+    if not isinstance(cost, int | float):
+        return _perhaps_paid(words)
+    error = Paid(words)
+    error.money = float(cost)
+    return error
+
+
+def _perhaps_paid(words: str) -> Unavailable:
+    error = Unavailable(words)
+    error.may_have_worked = True
+    return error

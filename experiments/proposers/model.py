@@ -34,9 +34,9 @@ class ModelProposer:
                 f"the environment variable {s.key_variable} is not set where the lab runs",
                 fix=f"export {s.key_variable}=..., then `lab-mcp shutdown` and start again",
             )
-        if question.campaign.budget.money and not (s.price_input or s.price_output):
+        if (question.campaign.budget.money or s.spending_cap) and not (s.price_input or s.price_output):
             raise Refused(
-                "without prices a budget in money would never be used up",
+                "without prices a budget in money, or a spending_cap, would never be used up",
                 fix="set [proposer] price_input and price_output in lab.toml",
             )
 
@@ -55,7 +55,9 @@ class ModelProposer:
         except (Refused, Unavailable):
             raise
         except LabError as error:
-            raise Unavailable(error.problem, fix=error.fix) from error
+            away = Unavailable(error.problem, fix=error.fix)
+            away.may_have_worked = error.may_have_worked
+            raise away from error
         tokens_in, tokens_out = reply.input_tokens or 0, reply.output_tokens or 0
         return reply, (tokens_in * s.price_input + tokens_out * s.price_output) / 1e6
 

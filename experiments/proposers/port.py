@@ -38,6 +38,7 @@ class Question:
     stagnant: int = 0  # experiments measured since the last keep, when that is worth a word
     money_left: float | None = None
     answers_cost: float = 0.0  # money the models' answers have cost this campaign
+    dearest: float = 0.0  # the most that one of them has cost
     spent_now: float = 0.0  # and those to this very question
     # stores an intent to ask (`open`) or what came of it, at once; None: the last intent came to nothing
     note: Callable[[Attempt | None], None] = field(default=lambda attempt: None)

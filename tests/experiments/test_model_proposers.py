@@ -174,18 +174,19 @@ def test_an_answer_is_stored_before_it_is_acted_upon(tmp_path: Path) -> None:
 
 def test_spending_stops_at_the_cap(tmp_path: Path) -> None:
     with Loopback(in_turn(*[says(proposal(0.002 * n)) for n in range(3, 20)])) as server:
-        bench = bench_for(tmp_path / "lab", server.url, price_input=1000.0, spending_cap=2.5)
+        prices = {"price_output": 1000.0, "answer_tokens": 1000}
+        bench = bench_for(tmp_path / "lab", server.url, spending_cap=2.5, **prices)
         bench.start(10, proposer="llm")
         bench.run_out()
     view = bench.campaigns.list()[0]
     assert view.state == "paused" and "the cap of one campaign is 2.5" in str(view.why)
-    assert len(server.asked) == 3 and view.spent.money == pytest.approx(3.0)
+    assert len(server.asked) == 8 and view.spent.money == pytest.approx(8 * 0.2), "another may have cost 1.0"
 
 
 def test_an_answer_that_a_kill_kept_from_us_is_counted_at_its_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prices = {"price_input": 1.0, "price_output": 1000.0, "answer_tokens": 1000, "spending_cap": 2.5}
+    prices = {"price_input": 1.0, "price_output": 1000.0, "answer_tokens": 1000, "spending_cap": 3.5}
 
     def killed(self: CampaignLedger, proposal: Proposal, attempt: Attempt | None) -> Proposal:
         if attempt is None or not attempt.open:
@@ -206,8 +207,8 @@ def test_an_answer_that_a_kill_kept_from_us_is_counted_at_its_most(
             assert bench.campaigns.look("camp-0001").spent.money == pytest.approx(asked, rel=0.02)
         bench.run_out()
     view = bench.campaigns.look("camp-0001")
-    assert view.state == "paused" and "the cap of one campaign is 2.5" in str(view.why)
-    # two at their most (1.0 each), then answers of 0.201 until the cap
+    assert view.state == "paused" and "the cap of one campaign is 3.5" in str(view.why)
+    # two at their most (1.0 each), then answers of 0.201 until another one could pass the cap
     assert len(server.asked) == 2 + 3 and view.spent.money == pytest.approx(2.6, abs=0.05)
 
 
@@ -228,6 +229,23 @@ def test_a_question_that_never_arrived_costs_nothing_and_one_that_came_too_late_
     bench.step()
     view = bench.campaigns.look("camp-0001")
     assert "cannot be reached" in str(view.waiting_for) and view.spent.money == 0
+
+
+LOST = {"odd": Answer("<html>starting</html>"), "cut": Answer("x" * 5000, cut=100), "504": Answer(status=504)}
+
+
+@pytest.mark.parametrize("lost", LOST.values(), ids=LOST)
+def test_an_answer_that_was_lost_on_the_way_is_asked_for_once_and_counted(tmp_path: Path, lost: Answer) -> None:
+    with Loopback(in_turn(lost, says(proposal(0.03)))) as server:
+        bench = bench_for(tmp_path / "lab", server.url, price_output=1000.0, answer_tokens=1000)
+        bench.start(1, proposer="llm")
+        bench.step()
+        bench.step()
+        assert len(server.asked) == 1
+        assert bench.campaigns.look("camp-0001").spent.money == pytest.approx(1.0)
+        bench.run_out(20_000)
+        assert len(server.asked) == 2
+    assert bench.campaigns.look("camp-0001").spent.money == pytest.approx(1.0 + 0.2)
 
 
 def test_what_a_server_refuses_pauses_the_campaign(tmp_path: Path) -> None:
@@ -330,3 +348,22 @@ def test_claude_code_that_fails_is_waited_for(tmp_path: Path) -> None:
     for _ in range(4):
         bench.step()
     assert bench.campaigns.list()[0].state == "running"
+
+
+@pytest.mark.parametrize("script", ["cat", "exit 3", "echo odd"], ids=["failed", "died", "odd"])
+def test_what_claude_code_was_paid_for_counts_whatever_came_of_it(tmp_path: Path, script: str) -> None:
+    """It says what a failure cost; where it says nothing, the dearest answer so far is what it may have cost."""
+    good = {"is_error": False, "result": json.dumps(proposal(0.03)), "total_cost_usd": 0.5}
+    program = Path(claude(tmp_path / "bin", json.dumps(good)))
+    bench = bench_for(tmp_path / "lab", "", api="off", claude_code=True, claude_command=str(program), spending_cap=1.2)
+    bench.start(5, proposer="claude-code")
+    while not bench.lab.list():
+        bench.step()
+    bad = {"is_error": True, "result": "Too many turns", "total_cost_usd": 0.5}
+    (tmp_path / "bin" / "answer").write_text(json.dumps(bad))
+    if script != "cat":
+        program.write_text(f"#!/bin/sh\n{script}\n")
+    bench.run_out(20_000)
+    view = bench.campaigns.list()[0]
+    assert view.state == "paused" and "another may cost 0.5; the cap of one campaign is 1.2" in str(view.why)
+    assert view.spent.money == 1.0 and view.spent.experiments == 1

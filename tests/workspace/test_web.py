@@ -81,6 +81,16 @@ def test_a_slow_answer_to_a_question_is_not_asked_for_twice() -> None:
         time.sleep(1.0)  # its thread ends
 
 
+def test_a_question_whose_answer_breaks_off_is_not_sent_again() -> None:
+    with Loopback(in_turn(Answer("x" * 5000, cut=100), Answer("y"))) as server:
+        with pytest.raises(Unavailable) as failure:
+            web.request("POST", server.url, body={})
+        assert len(server.asked) == 1 and failure.value.may_have_worked
+    with pytest.raises(Unavailable) as failure:
+        web.request("POST", server.url, body={})
+    assert not failure.value.may_have_worked, "nobody took it"
+
+
 def test_openai_and_anthropic_are_asked_in_their_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAB_TEST_KEY", KEY)
 
