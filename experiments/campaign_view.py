@@ -36,8 +36,7 @@ class CampaignView(BaseModel):
 
 
 def view(record: CampaignRecord, ledger: Ledger, spent: Spent, waiting_for: str | None) -> CampaignView:
-    kept = ledger.find(limit=1, verdict="keep", campaign=record.id)
-    best = kept[0] if kept and kept[0].state in ("record", "done") else None
+    best = ledger.leader(record.id, record.metric)
     stagnation = next((s for s in reversed(record.steps) if s.name == "stagnation"), None)
     stale = stagnation is not None and (best is None or (best.ended_at or "") < stagnation.at)
     return CampaignView(

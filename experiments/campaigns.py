@@ -324,16 +324,19 @@ class Campaigns:
         due = record.audit
         if due is None or self._open(record.id):
             return False  # what was under way when it was stopped is still ending
-        kept = self.experiments.ledger.find(limit=1, verdict="keep", campaign=record.id)
-        best = self.experiments.get(kept[0].id) if kept else None
+        best = self.experiments.ledger.leader(record.id, record.metric)
         try:
             after = final_audit.step(due, best, self.workspace, record.id, self.score)
         except Unavailable:
             self.ledger.audited(record, due.model_copy(update={"tries": due.tries + 1}))
             raise
         with self._changing:
-            if self.get(record.id).state == "ended":  # not extended meanwhile
+            now = self.get(record.id)
+            if now.state == "ended":
                 self.ledger.audited(record, after)
+            elif now.audit is not None:  # extended meanwhile: what was seen is kept, so that it is not looked at again
+                scores = {**now.audit.scores, **after.scores}
+                self.ledger.audited(record, now.audit.model_copy(update={"state": "due", "scores": scores}))
         return True
 
     def _ask(self, record: CampaignRecord, proposal: Proposal) -> None:

@@ -289,6 +289,16 @@ class Ledger:
         )
         return [self._whole(row["document"]) for row in rows]
 
+    def leader(self, campaign: str, metric: str) -> ExperimentRecord | None:
+        """The last experiment of a campaign, judged by its metric, that became the best. One that was kept beside it,
+        against the same parent, did not."""
+        row = self.database.one(
+            "SELECT document FROM experiments WHERE campaign = ? AND metric = ? AND verdict = 'keep'"
+            " AND state IN ('record', 'done') AND json_extract(document, '$.is_best') ORDER BY number DESC LIMIT 1",
+            (campaign, metric),
+        )
+        return None if row is None else self._whole(row["document"])
+
     def counts(self, campaign: str | None = None) -> dict[str, int]:
         """Experiments (of a campaign) by verdict."""
         of_one, values = (" AND campaign = ?", (campaign,)) if campaign else ("", ())

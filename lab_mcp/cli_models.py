@@ -6,7 +6,7 @@ import getpass
 import statistics
 import subprocess
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,6 +16,7 @@ from lab_mcp.cli_adopt import experiment_of
 from lab_mcp.cli_campaign import audit_campaign
 from lab_mcp.terminal import console
 from training import promote as promotion
+from workspace import durable
 from workspace.errors import Refused, unknown
 from workspace.interpreter import python_command
 from workspace.layout import Workspace, discover
@@ -55,6 +56,7 @@ def promote(
 
 def audit(
     what: Annotated[str, typer.Argument(help="a run, an experiment (its deciding runs), or a campaign (its best)")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="although its campaign is still deciding")] = False,
     workspace: WorkspaceOption = None,
 ) -> None:
     """Score on the text no decision has seen. Every opening is recorded: look once, at the end."""
@@ -64,6 +66,8 @@ def audit(
     if what.startswith("camp-"):
         audit_campaign(found, what)
         return
+    if not anyway:
+        refuse_while_deciding(found, what)
     runs = [what]
     if what.startswith("exp-"):
         runs = [score.run for score in experiment_of(found, what).decisive()]
@@ -79,6 +83,25 @@ def audit(
         console.print(f"{escape(what)} val_bpb {statistics.fmean(scores):.6f}, mean of {len(scores)} runs, {spread}")
     openings = sealed.openings(found)
     console.print(f"opening {len(openings)} of this workspace's audit text; all are in .lab/{sealed.RECORDS}")
+
+
+def refuse_while_deciding(workspace: Workspace, what: str) -> None:
+    """Raises `Refused` for an experiment, or its run, of a campaign that has not ended: whoever has seen a score on
+    the audit text decides by it."""
+
+    def read(file: Path) -> dict[str, Any]:
+        content: Any = durable.read_json(file)
+        return content if isinstance(content, dict) else {}
+
+    experiment = what if what.startswith("exp-") else read(workspace.run_dir(what) / "run.json").get("experiment")
+    if not experiment:
+        return
+    campaign = read(workspace.experiment_dir(experiment) / "experiment.json").get("campaign")
+    if campaign and read(workspace.experiments_dir / "campaigns" / campaign / "campaign.json").get("state") != "ended":
+        raise Refused(
+            f"{what} belongs to {campaign}, which has not ended: what is seen now decides what follows",
+            fix=f"lab-mcp campaign stop {campaign}, or wait; lab-mcp audit {what} --anyway, if you know better",
+        )
 
 
 def _folder(workspace: Workspace, name: str) -> Path:

@@ -12,6 +12,7 @@ from experiments_bench import Killed
 
 from experiments.campaign import Budget
 from experiments.campaign_ledger import CampaignLedger
+from lab_mcp.cli_models import refuse_while_deciding
 from workspace.errors import LabError, Refused, Unavailable
 
 
@@ -60,6 +61,57 @@ def test_the_best_is_a_mean_of_replicates_on_the_audit_text_opened_once(bench: C
     better = bench.lab.get("exp-0004")
     assert better.verdict == "keep" and better.is_best
     assert [run for run, _ in bench.openings[len(runs) :]] == [score.run for score in better.decisive()]
+
+
+def test_what_was_scored_while_it_was_extended_is_not_opened_again(
+    bench: CampaignBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = bench.opened
+
+    def extends(*arguments: Any) -> dict[str, Any]:
+        if not bench.openings:
+            bench.campaigns.extend("camp-0001", Budget(experiments=1))
+        return plain(*arguments)
+
+    monkeypatch.setattr(bench, "opened", extends)
+    bench.again()
+    bench.start(1, proposer="assistant")
+    bench.lab.propose(claim(0.02), **bench.campaigns.admit("camp-0001"))
+    while not bench.openings:
+        bench.step()
+    campaign = bench.campaigns.get("camp-0001")
+    assert campaign.state == "running" and campaign.audit is not None and len(campaign.audit.scores) == 1
+    conclude(bench, 0.3)
+    runs = [score.run for score in bench.lab.get("exp-0001").decisive()]
+    assert sorted(run for run, _ in bench.openings) == sorted(runs), "each once"
+
+
+def test_what_was_kept_beside_the_best_is_not_reported(tmp_path: Path) -> None:
+    """Two measured at once against one parent: the first to end becomes the best, the other is kept beside it."""
+    bench = CampaignBench(tmp_path / "lab", slots=2)
+    bench.start(2, proposer="assistant")
+    for value in (0.03, 0.02):
+        bench.lab.propose(claim(value), **bench.campaigns.admit("camp-0001"))
+    bench.run_out()
+    kept = {record.id: record.is_best for record in bench.lab.list(verdict="keep")}
+    assert sorted(kept.values()) == [False, True]
+    view, audit = bench.campaigns.look("camp-0001"), bench.campaigns.get("camp-0001").audit
+    assert audit is not None and kept[str(view.best)] and view.best == audit.experiment
+
+
+def test_what_a_campaign_still_decides_about_is_not_looked_at(bench: CampaignBench) -> None:
+    bench.start(2, proposer="assistant")
+    bench.lab.propose(claim(0.02), **bench.campaigns.admit("camp-0001"))
+    while bench.lab.busy():
+        bench.step()
+    run = bench.workspace.run_dir("run-0001") / "run.json"
+    run.parent.mkdir(exist_ok=True)
+    run.write_text('{"experiment": "exp-0001"}')
+    for what in ("exp-0001", "run-0001"):
+        with pytest.raises(Refused, match=f"{what} belongs to camp-0001, which has not ended.*--anyway"):
+            refuse_while_deciding(bench.workspace, what)
+    bench.campaigns.stop("camp-0001")
+    refuse_while_deciding(bench.workspace, "run-0001")
 
 
 def test_without_a_keep_nothing_is_opened(bench: CampaignBench) -> None:

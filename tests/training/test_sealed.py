@@ -232,6 +232,7 @@ def test_an_audit_is_another_score_and_is_recorded(honest: Workspace) -> None:
     assert found["val_bpb"] != bpb_of(honest, "honest") and 0 < found["val_bpb"] < 8
     (record,) = audit.openings(honest)
     assert record == found and (record["run"], record["by"]) == ("honest", "a test")
+    assert audit.audit(honest, "honest", by="after a kill") == found, "what was scored is not opened again"
     with pytest.raises(LabError, match="run-0404"):
         audit.audit(honest, "run-0404", by="a test")
     assert len(audit.openings(honest)) == 1

@@ -3,7 +3,8 @@
     python -P -s -m training.sealed.audit WORKSPACE RUN --by WHO
 
 prints one JSON object: the record of this opening, or {"error"}. Records are kept in `.lab/audits.jsonl`: one before
-the text is opened, so that no opening goes unseen, and one with the score.
+the text is opened, so that no opening goes unseen, and one with the score. A run that was scored by the same code on
+the same text is not scored again: the record is that of the earlier opening.
 """
 
 from __future__ import annotations
@@ -75,13 +76,17 @@ def open_and_score(workspace: Workspace, run: str, by: str) -> dict[str, Any]:
     data = load(workspace.cache_dir / "data" / summary["data"]["key"])
     if data.meta["sha256"] != summary["data"]["sha256"]:
         raise Refused(f"the prepared data are not those of {run}", fix="run the recipe again")
-    scoring.Seal.take(data)
-    record: dict[str, Any] = {"id": os.urandom(8).hex(), "time": clock.now(), "run": run, "by": by}
+    seal = scoring.Seal.take(data)
+    asked = {"run": run, "data": data.meta["key"], "code": seal.code}
+    for earlier in openings(workspace):
+        if "val_bpb" in earlier and all(earlier.get(name) == value for name, value in asked.items()):
+            return earlier
+    record: dict[str, Any] = {"id": os.urandom(8).hex(), "time": clock.now(), "by": by, **asked}
     durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
     candidate = scoring.Candidate(folder / CHECKPOINTS, job.recipe_dir, summary["dtype"]["used"], job.config)
     ids = audit_ids(data, workspace.cache_dir)
     result = scoring.evaluate(candidate, data, ids, data.meta["bytes"]["audit"])
-    record |= result.as_json() | {"code": scoring.evaluation_code()}
+    record |= result.as_json()
     durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
     return record
 
