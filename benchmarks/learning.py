@@ -28,7 +28,7 @@ from typing import Any
 import gpt2
 import numpy as np
 import torch
-from report import machine, write_section
+from report import measured, stamp, write_section
 
 from training import data
 from training.config import TrainingConfig, apply, load_config, suggest
@@ -47,10 +47,11 @@ BETAS, DECAY, CLIP, WARMUP, FINAL = (0.9, 0.95), 0.1, 1.0, 0.03, 0.1
 
 
 def configuration(corpus: str, seconds: float, seed: int) -> TrainingConfig:
-    """What the lab suggests for a CPU; nothing but training and one score."""
+    """What the lab suggests for a CPU, in float32 and not compiled; nothing but training and one score."""
     text = {} if corpus == "python-stdlib" else {"data.corpus": "files", "data.files": ["text"]}
     quiet = {"evaluation.quick_count": 0, "evaluation.sample_tokens": 0, "checkpoint.every_seconds": 0}
-    changes = suggest("cpu") | text | quiet | {"budget.amount": seconds, "seed": seed}
+    plain = {"compile": "off", "dtype": "float32"}  # as GPT-2 here
+    changes = suggest("cpu") | text | quiet | plain | {"budget.amount": seconds, "seed": seed}
     return apply(TrainingConfig(), changes)
 
 
@@ -127,6 +128,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.running: list[subprocess.Popen[bytes]] = []
         self.cores = sorted(os.sched_getaffinity(0))[:2]
         if len(self.cores) < 2:
             sys.exit("a pair needs two cores")
@@ -135,10 +137,17 @@ class Machine:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "LAB_BACKEND": "cpu"}
         log = (self.folder / f"{name}.log").open("wb")
         pin = lambda: os.sched_setaffinity(0, {self.cores[core]})  # noqa: E731
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=pin)
+        self.running.append(process)
+        return process
 
     def finish(self, process: subprocess.Popen[bytes], name: str) -> None:
-        if process.wait() != 0:
+        failed = process.wait() != 0
+        self.running.remove(process)
+        if failed:
+            for other in self.running:  # its folder goes with this process
+                other.terminate()
+                other.wait()
             sys.exit(f"{name} failed:\n" + (self.folder / f"{name}.log").read_text()[-3000:])
 
     def gpt2(self, config: TrainingConfig, prepared: Path, rate: float, core: int, name: str) -> Any:
@@ -175,6 +184,15 @@ class Machine:
         return result
 
 
+def next_rates(found: dict[str, float]) -> list[float]:
+    """Those still to be tried: `RATES`, then beyond the best while it is at an edge. `found`: val_bpb by rate."""
+    if todo := [rate for rate in RATES if str(rate) not in found]:
+        return todo
+    tried = sorted(map(float, found))
+    best = min(tried, key=lambda rate: found[str(rate)])
+    return [best / 2 if best == tried[0] else best * 2] if best in (tried[0], tried[-1]) else []
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.seconds, self.rate_seconds, self.rate = options.seconds, options.rate_seconds, options.rate
@@ -202,18 +220,14 @@ class Bench:
         key = f"{corpus} {self.rate_seconds:g} s"
         found = self.kept["rates"].setdefault(key, {})
         config = configuration(corpus, self.rate_seconds, RATE_SEED)
-        todo = [rate for rate in RATES if str(rate) not in found]
-        while todo:
-            now, todo = todo[:2], todo[2:]
-            runs = [(r, self.machine.gpt2(config, prepared, r, i, f"rate-{r}")) for i, r in enumerate(now)]
+        while todo := next_rates(found):
+            now = todo[:2] if len(todo) > 1 else todo * 2  # both cores are busy for every rate
+            runs = [(r, self.machine.gpt2(config, prepared, r, i, f"rate-{r}-{i}")) for i, r in enumerate(now)]
             for rate, result in runs:
-                found[str(rate)] = result()["val_bpb"]
+                value = result()["val_bpb"]
+                found.setdefault(str(rate), value)
                 print(f"{corpus}: GPT-2 at {rate:g} after {self.rate_seconds:g} s: {found[str(rate)]:.4f}", flush=True)
             self.keep()
-            tried = sorted(map(float, found))
-            best = min(tried, key=lambda rate: found[str(rate)])
-            if not todo and best in (tried[0], tried[-1]):
-                todo = [best / 2 if best == tried[0] else best * 2]
         return float(min(found, key=lambda rate: found[rate]))
 
     def pair(self, corpus: str, seed: int, prepared: Path, rate: float) -> None:
@@ -225,6 +239,7 @@ class Bench:
         theirs = self.machine.gpt2(config, prepared, rate, 1 - seed % 2, f"gpt2-{corpus}-{seed}")
         results = {"ours": ours(), "gpt2": theirs()}
         self.kept["pairs"][key] = {"corpus": corpus, "seconds": self.seconds, "seed": seed, "rate": rate} | results
+        self.kept["pairs"][key]["stamp"] = stamp()
         self.keep()
         print(f"{key}: ours {results['ours']['val_bpb']:.4f}, GPT-2 {results['gpt2']['val_bpb']:.4f}", flush=True)
 
@@ -236,8 +251,9 @@ class Bench:
             for seed in range(seeds):
                 self.pair(corpus, seed, prepared, rate)
             pairs = [p for p in self.kept["pairs"].values() if self._is_of(p, corpus, rate) and p["seed"] < seeds]
-            tried = self.kept["rates"].get(f"{corpus} {self.rate_seconds:g} s", {})
-            found[corpus] = {"pairs": pairs, "rate": rate, "tried": tried} | difference(pairs)
+            searched = self.rate is None
+            tried = self.kept["rates"].get(f"{corpus} {self.rate_seconds:g} s", {}) if searched else {}
+            found[corpus] = {"pairs": pairs, "rate": rate, "tried": tried, "searched": searched} | difference(pairs)
         return found
 
     def _is_of(self, pair: dict[str, Any], corpus: str, rate: float) -> bool:
@@ -255,16 +271,27 @@ def difference(pairs: list[dict[str, Any]]) -> dict[str, float]:
     return {"mean": float(each.mean()), "low": float(each.mean()) - half, "high": float(each.mean()) + half}
 
 
+def _choice(found: dict[str, Any], seconds: float, rate_seconds: float) -> str:
+    """How GPT-2's rate was come by."""
+    if not all(result["searched"] for result in found.values()):
+        return "its rate was given, not searched for"
+    other = "" if rate_seconds == seconds else f" (not for {seconds:g} s, where another may be better)"
+    return f"its rate is the best of those tried for {rate_seconds:g} s{other}, by the text of the score itself"
+
+
 def page(found: dict[str, Any], seconds: float, rate_seconds: float) -> str:
     config = configuration("python-stdlib", seconds, 0)
     m, d = config.model, config.data
+    pairs = [p for result in found.values() for p in result["pairs"]]
+    stamps = {f"{p['corpus']} seed {p['seed']}": p["stamp"] for p in pairs}
     lines = [
-        f"Measured {machine()}. {seconds:g} s of training on one core each, both at once, cores changed from seed to "
+        f"{measured(stamps)} {seconds:g} s of training on one core each, both at once, cores changed from seed to "
         f"seed. Both: {m.depth} layers of width {m.width}, vocabulary {d.vocab_size:,}, context {d.context}, "
-        f"{config.batch.tokens:,} tokens a step, the same rows in the same order, neither compiled. Ours: the lab's "
-        f"defaults for a CPU. GPT-2: AdamW with betas {BETAS[0]} and {BETAS[1]}, decay {DECAY}, clipped at {CLIP:g}, "
-        f"warm-up and cosine; its rate is the best of those tried for {rate_seconds:g} s, by the text "
-        "of the score itself.",
+        f"{config.batch.tokens:,} tokens a step, the same rows in the same order, float32, neither compiled. Ours: "
+        f"the lab's defaults for a CPU, {pairs[0]['ours']['parameters'] / 1e6:.2f} M parameters (a head of its own, "
+        f"tables of value embeddings). GPT-2: {pairs[0]['gpt2']['parameters'] / 1e6:.2f} M (the head is the "
+        f"embedding), AdamW with betas {BETAS[0]} and {BETAS[1]}, decay {DECAY}, clipped at {CLIP:g}, warm-up and "
+        f"cosine; {_choice(found, seconds, rate_seconds)}.",
         "",
         "| text | seed | ours val_bpb | tokens | GPT-2 val_bpb | tokens | lower by |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +31,19 @@ def commit() -> str:
     """The commit of what is measured; with `+` where files differ from it."""
     command = ["git", "-C", str(PAGE.parent.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def stamp() -> str:
+    """Date, hardware and version in words, to be kept with a figure."""
+    return f"{machine()}, at {commit()}"
+
+
+def measured(stamps: Mapping[str, str]) -> str:
+    """When and where each named part was measured: figures that were kept are not passed off as today's."""
+    if len(set(stamps.values())) == 1:
+        return f"Measured {next(iter(stamps.values()))}."
+    parts = (f"{', '.join(n for n in stamps if stamps[n] == each)}: {each}" for each in dict.fromkeys(stamps.values()))
+    return f"Measured at different times. {'; '.join(parts)}."
 
 
 def write_section(title: str, command: str, text: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import gpt2
 import torch
-from report import machine, write_section
+from report import measured, stamp, write_section
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -197,8 +197,9 @@ def shares(each: Contestant, inputs: torch.Tensor, targets: torch.Tensor) -> dic
 
 def page(found: list[dict[str, Any]]) -> str:
     lines = [
-        f"Measured {machine()}. Steps of {TOKENS:,} tokens in passes of {ROWS} x {CONTEXT}, vocabulary "
-        f"{VOCABULARY:,}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}; the optimizer is "
+        f"{measured({r['size']: r['stamp'] for r in found})} Steps of {TOKENS:,} tokens in passes of {ROWS} x "
+        f"{CONTEXT}, vocabulary {VOCABULARY:,}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__.split('+')[0]}; the optimizer is "
         "included on both sides. `of the product rate`: FLOPs a second as a part of what the canary's matrix product "
         "reached in the same round. Short windows are off, so that both do the same arithmetic. No GPU was at hand: "
         "the trainer's speed on one is not measured."
@@ -229,15 +230,13 @@ def page(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--size", choices=list(SIZES), help="only this one; with --write the page then has only this one"
-    )
+    parser.add_argument("--size", choices=list(SIZES), help="measure only this one")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     found = dict(durable.read_json(KEPT) or {}) if options.size else {}
     for name in [options.size] if options.size else SIZES:
-        found[name] = measure(name, options.rounds)
+        found[name] = measure(name, options.rounds) | {"stamp": stamp()}
         durable.write_json(KEPT, found)
     text = page([found[name] for name in SIZES if name in found])
     print(text)
