@@ -28,7 +28,7 @@ from training.job import FACTS
             "data.context": 2048,
             "batch.rows": 1,
             "batch.tokens": 4096,
-        },  # 10 M
+        },  # 10 M, two parts a step
     ],
 )
 def test_the_prediction_is_near_what_a_run_holds(tmp_path: Path, changes: dict[str, object]) -> None:
@@ -44,7 +44,7 @@ def test_the_prediction_is_near_what_a_run_holds(tmp_path: Path, changes: dict[s
         subprocess.run(command, check=True, timeout=240, env={**os.environ, "LAB_BACKEND": "cpu"})
         used = json.loads((folder / FACTS).read_text())["peak_memory_bytes"]
         assert used < 2e9
-        if 0.7 < predicted / used < 1.3:  # a fifth at rest; 0.79 was seen under load
+        if 0.7 < predicted / used < 1.3:  # 0.78 where a step has two parts, as the second has
             return
     raise AssertionError(f"predicted {predicted / 1e6:.0f} MB, used {used / 1e6:.0f} MB")
 
