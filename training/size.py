@@ -98,8 +98,8 @@ def loss_chunk_tokens(vocab_size: int, *, cpu: bool) -> int:
 def predict_memory(
     config: TrainingConfig, backend: str = "cpu", *, low_precision: bool | None = None
 ) -> MemoryEstimate:
-    """Memory one training process needs at its peak, in bytes. On a CPU within a fifth; a step of several parts holds up
-    to 28 % more. Less sure elsewhere."""
+    """Memory one training process needs at its peak, in bytes. On a CPU within a fifth; a step of several parts
+    holds up to 28 % more. Less sure elsewhere."""
     counts = parameter_counts(config)
     if low_precision is None:
         low_precision = config.dtype == "bfloat16" or (config.dtype == "auto" and backend != "cpu")

@@ -41,6 +41,18 @@ def test_job_that_ended_unwatched_has_its_true_status(bench: Bench) -> None:
     assert bench.end(run_id).state == "succeeded"
 
 
+def test_what_a_person_stopped_is_cancelled_though_the_supervisor_that_told_the_job_was_killed(bench: Bench) -> None:
+    run_id, pids = start_gated(bench)
+    folder = bench.workspace.run_dir(run_id)
+    kill(pids["supervisor"])
+    bench.runs.launcher.cancel(folder, "seen enough", "user")
+    os.kill(pids["job"], signal.SIGTERM)  # as the supervisor did before it was killed
+    bench.until(lambda: not start_time(pids["shim"]), tick=False)
+    bench.runs.launcher.cancel(folder, "once more", "user")  # later than the end: what was asked first counts
+    record = bench.end(run_id)
+    assert (record.state, record.signal, record.reason) == ("cancelled", "SIGTERM", "seen enough (by user)")
+
+
 def test_supervisor_and_shim_killed_job_watched_then_lost(bench: Bench) -> None:
     run_id, pids = start_gated(bench)
     kill(pids["supervisor"])

@@ -97,8 +97,12 @@ class LocalLauncher:
         final = {"state": "cancelled", "class": None, "reason": f"{reason} (by {by})"}
         if self.close_run(folder, final) or (folder / "exit.json").exists():
             return
+        earlier = read(folder / "stop.json")
+        if earlier and (rule or not earlier.get("alert")):
+            return  # it was asked for before, and what was first counts; only a person has more to say than a rule
         try:
-            asked = {"at": clock.now(), "reason": reason, "by": by} | ({"alert": rule} if rule else {})
+            at = earlier.get("at") or clock.now()  # the end is compared with when it was first asked for
+            asked = {"at": at, "reason": reason, "by": by} | ({"alert": rule} if rule else {})
             durable.write_json(folder / "stop.json", asked)
         except OSError:  # full disk: the supervisor also understands a signal
             supervisor = _live(read(folder / "heartbeat.json").get("supervisor"))

@@ -231,6 +231,11 @@ class Supervisor:
             return Stop("timed_out", f"the time limit of {limit:g} s was reached", clock.now())
         return None
 
+    def _stop_acted_on(self) -> Stop | None:
+        """The stop that was asked for while the job lived, and that a supervisor killed since may have carried out."""
+        request = read(self.folder / "stop.json")
+        return outcome.stop_asked_for(request, str(request["at"])) if request and request.get("at") else None
+
     def _begin_stop(self) -> None:
         self.heartbeat_due = 0.0
         self.kill_at = time.monotonic() + float(self.run.get("grace_s", 20.0))
@@ -335,7 +340,7 @@ class Supervisor:
             exception=outcome.last_exception(self.folder / "train.log"),
         )
         ended_at = end.ended_at or self.over_at
-        record = outcome.decide(end, self.stop, seen) | {
+        record = outcome.decide(end, self.stop or self._stop_acted_on(), seen) | {
             "started_at": self.started_at,
             "ended_at": ended_at,
             "elapsed_s": round(max(0.0, clock.seconds_between(self.started_at, ended_at)), 3),
