@@ -87,22 +87,26 @@ def kill_while_indexing(lab: Workspace, rounds: int, seed: int) -> Outcome:
         call(lab, "rag_index", {"wait_s": 0})
         said = call(lab, "write_session_note", {"text": f"Round {number}: the weasel was {known[number % len(known)]}"})
         notes.append(f"note-{said['entry_id']}")
-        time.sleep(chance.random() * 0.6)
-        outcome.killed[_kill(lab, chance)] += 1
+        which = ("service", "worker")[number % 2]
+        _kill(lab, which, chance.random() * 0.6)
+        outcome.killed[which] += 1
         outcome.under_way += _waits(lab)
     _finish(lab)
     _compare(lab, words, notes, outcome)
     return outcome
 
 
-def _kill(lab: Workspace, chance: random.Random) -> str:
-    worker = next((p for p in processes_of(lab.root) if _is_worker(p)), None)
-    if worker is not None and chance.random() < 0.5:
+def _kill(lab: Workspace, which: str, after_s: float) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while (worker := next((p for p in processes_of(lab.root) if _is_worker(p)), None)) is None and which == "worker":
+        assert time.monotonic() < deadline, "no worker was started"
+        time.sleep(0.02)
+    time.sleep(after_s)
+    if which == "service":
+        kill_service(lab)
+    elif worker is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid, signal.SIGKILL)
-        return "worker"
-    kill_service(lab)
-    return "service"
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 from experiments_bench import BETTER, TINY, WORSE, Bench, Bomb, Killed
+from scripted_runs import healthy
 from users_repository import git, untouchable
 
+from training.config import TrainingConfig
+from training.runs.records import RunRequest
+
 CLAIMS = {"keep": BETTER, "discard": WORSE, "undecided": TINY}
+
+
+def by_place(request: RunRequest, key: str) -> dict[str, Any]:
+    """As `healthy`, with noise that follows from the place of a run in its experiment: seeds follow from the number
+    of the experiment, and a kill may use one up."""
+    assert isinstance(request.config, TrainingConfig)
+    config = request.config.model_copy(update={"seed": zlib.crc32(key.partition("/")[2].encode())})
+    return healthy(request.model_copy(update={"config": config}), key)
 
 
 def outcome(bench: Bench) -> dict[str, Any]:
@@ -33,7 +46,7 @@ def outcome(bench: Bench) -> dict[str, Any]:
 
 def run_killed_at(root: Path, claim: dict[str, Any], at: int) -> tuple[Bench, int]:
     """Run to the end, killed once at effect number `at` (0 = never); returns the bench and the effects counted."""
-    bench = Bench(root)
+    bench = Bench(root, by_place)
     with pytest.MonkeyPatch.context() as patch:
         bomb = Bomb(patch, at)
         try:
@@ -50,7 +63,7 @@ def run_killed_at(root: Path, claim: dict[str, Any], at: int) -> tuple[Bench, in
 @pytest.mark.parametrize("kind", CLAIMS)
 def test_a_new_service_after_every_step(tmp_path: Path, kind: str) -> None:
     twin, _ = run_killed_at(tmp_path / "twin", CLAIMS[kind], 0)
-    bench = Bench(tmp_path / "lab")
+    bench = Bench(tmp_path / "lab", by_place)
     before = untouchable(bench.workspace.root)
     bench.lab.propose(CLAIMS[kind], key="k", conversation="chat")
     while bench.lab.busy():
