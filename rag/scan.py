@@ -86,20 +86,19 @@ class Scan:
         self._write()
 
     def paths(self, places: Iterable[Path]) -> None:
-        """Files and folders inside the workspace; what has gone from the folders is forgotten."""
+        """Files and folders inside the workspace; what has gone from them, or with them, is forgotten."""
         root = self.workspace.root
         seen: dict[str, Path] = {}
         prefixes: list[str] = []
         for place in places:
             key = self.workspace.relative(place)
+            # the file of this name and those below the folder of this name: what it is now need not be what it was
+            prefixes += [""] if place == root else [f"{key}/", f"{key}\n"]
             if place.is_dir():
-                prefixes.append("" if place == root else f"{key}/")
                 for path in files.find(place, root):
                     seen[path.relative_to(root).as_posix()] = path
-            else:
-                prefixes.append(f"{key}\n")  # exactly this file
-                if place.is_file():
-                    seen[place.relative_to(root).as_posix()] = place
+            elif place.is_file():
+                seen[place.relative_to(root).as_posix()] = place
         self._bibliographies(seen.values())
         for path in self._parts_of_others(seen.values()):
             del seen[path.relative_to(root).as_posix()]

@@ -1,13 +1,12 @@
 """What is taken in, and what becomes of files that change, move, vanish or cannot be read."""
 
 import os
-import threading
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from rag_support import encrypted, eventually, pdf
 
-from rag.documents import files
 from rag.engine import Engine
 from rag.index.catalogue import Entry, FileRow
 from rag.query import check
@@ -118,6 +117,39 @@ def test_only_the_named_part_is_looked_at(engine: Engine, papers: Workspace) -> 
     (papers.root / "texts" / "one.md").unlink()
     assert index(engine).removed == 0  # papers/ only
     assert index(engine, "texts/one.md").removed == 1
+
+
+def test_a_folder_that_is_gone_is_forgotten_with_all_that_was_in_it(engine: Engine, papers: Workspace) -> None:
+    birds = papers.papers_dir / "birds"
+    written = {"birds/north/one.md": "Gyrfalcons", "birds/two.md": "Smews", "birdsong.md": "Nightingales"}
+    for path, bird in written.items():
+        (papers.papers_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        (papers.papers_dir / path).write_text(f"# {bird}\n\n{bird} were counted at dawn.")
+    assert index(engine).added == 3
+    rmtree(birds / "north")
+    assert index(engine, "papers/birds/north").removed == 1
+    rmtree(birds)
+    birds.with_suffix(".md").write_text("# Lists\n\nAll birds in one list.")
+    assert index(engine, "papers/birds").removed == 1
+    assert ids(engine, "gyrfalcons") == ids(engine, "smews") == []
+    assert ids(engine, "nightingales") == ["paper-birdsong"]
+    with pytest.raises(NotFound, match="no file or folder 'papers/birds'"):
+        engine.index(["papers/birds"], 0)
+
+
+def test_a_folder_in_the_place_of_a_file_and_the_other_way_round(engine: Engine, papers: Workspace) -> None:
+    place = papers.papers_dir / "terns.md"
+    place.write_text("# Terns\n\nTerns winter at sea.")
+    index(engine)
+    place.unlink()
+    place.mkdir()
+    (place / "arctic.md").write_text("# Arctic terns\n\nArctic terns see two summers.")
+    report = index(engine, "papers/terns.md")
+    assert (report.added, report.removed) == (1, 1)
+    rmtree(place)
+    place.write_text("# Terns\n\nTerns dive for sand eels.")
+    report = index(engine, "papers/terns.md")
+    assert (report.added, report.removed) == (1, 1)
 
 
 def test_a_path_outside_or_missing_is_refused(engine: Engine) -> None:
@@ -303,31 +335,6 @@ def test_reading_a_path_key_needs_no_absolute_path(papers: Workspace) -> None:
 
     assert path_of("papers/a.pdf", papers) == papers.root / "papers" / "a.pdf"
     assert path_of("shelf:adam", papers) == Path(SHELF) / "adam.md"
-
-
-def test_an_indexing_answers_while_it_still_looks(
-    engine: Engine, papers: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go = threading.Event()
-    real = files.content_hash
-
-    def slow(parts: list[Path]) -> str:
-        assert go.wait(60)
-        return real(parts)
-
-    monkeypatch.setattr(files, "content_hash", slow)
-    monkeypatch.setattr("rag.engine.LOOK_S", 0.1)
-    (papers.papers_dir / "first.md").write_text("# First\n\nWaxwings eat rowan berries.")
-    try:
-        report = engine.index(None, 0)
-        assert (report.state, report.added, report.waiting) == ("indexing", 0, 0)
-        (papers.papers_dir / "second.md").write_text("# Second\n\nBramblings eat beech mast.")
-        assert engine.index(None, 0).state == "indexing"
-    finally:
-        go.set()
-    assert engine.index(None, 60).state == "done"
-    for words, name in (("waxwings rowan", "first"), ("bramblings beech", "second")):
-        assert engine.search(check(words)).hits[0].id == f"paper-{name}"
 
 
 def test_files_of_one_name_that_come_together_are_documents_of_their_own(engine: Engine, papers: Workspace) -> None:

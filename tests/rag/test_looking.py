@@ -133,6 +133,18 @@ def test_an_end_does_not_wait_for_a_disk_that_does_not_answer(
     assert engine.close(10)
 
 
+def test_an_indexing_answers_while_it_still_looks(engine: Engine, papers: Workspace, go: threading.Event) -> None:
+    (papers.papers_dir / "first.md").write_text("# First\n\nWaxwings eat rowan berries.")
+    report = engine.index(None, 0)
+    assert (report.state, report.added, report.waiting) == ("indexing", 0, 0)
+    (papers.papers_dir / "second.md").write_text("# Second\n\nBramblings eat beech mast.")
+    assert engine.index(None, 0).state == "indexing"
+    go.set()
+    assert engine.index(None, 60).state == "done"
+    for words, name in (("waxwings rowan", "first"), ("bramblings beech", "second")):
+        assert engine.search(check(words)).hits[0].id == f"paper-{name}"
+
+
 def test_a_look_is_told_by_status_and_searches(engine: Engine, papers: Workspace, go: threading.Event) -> None:
     write_birds(papers)
     assert engine.status().state == "ready"
