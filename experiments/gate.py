@@ -103,10 +103,10 @@ def read_losses(folder: Path) -> list[float]:
 def log_end(folder: Path) -> str:
     """The last lines of a run's log, at most 4 KB, without control characters and credentials."""
     try:
-        with (folder / "train.log").open("rb") as file:
+        with durable.open_regular(folder / "train.log") as file:
             file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
             text = file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
+    except OSError:  # there is none, or it is no file
         return ""
     lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
     return mask("\n".join([line for line in lines if line.strip()][-LOG_LINES:]))

@@ -338,7 +338,7 @@ class Machine:
                 )
                 run = self.runs.start(request, key=key)
                 self._known[key] = run.id
-            if run.state not in ("lost", "preempted"):
+            if run.given_up or run.state not in ("lost", "preempted"):
                 break
         return run
 
@@ -350,8 +350,9 @@ class Machine:
         if run.state == "succeeded":
             return None
         if run.state in ("cancelled", "lost", "preempted"):
+            end = f"{run.state}, as somebody gave it up" if run.given_up else run.state
             reason = f" ({run.reason})" if run.reason else ""
-            return Refusal("invalid", f"Invalid: {where} was {run.state}{reason}.", "propose it again")
+            return Refusal("invalid", f"Invalid: {where} was {end}{reason}.", "propose it again")
         finding = "timed_out" if run.state == "timed_out" else run.failure_class or "exit"
         answer = gate.failure(finding, where, run.reason)
         end = gate.log_end(self.workspace.root / run.folder)

@@ -238,7 +238,7 @@ class Reproductions:
                 recipe_dir=self.lineage.materialise(self._commit(record, role)),
             )  # fmt: skip
             run = self.runs.start(request, key=key)
-            if run.state not in ("lost", "preempted"):
+            if run.given_up or run.state not in ("lost", "preempted"):
                 break
         return run
 

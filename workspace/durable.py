@@ -11,10 +11,11 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -42,13 +43,23 @@ def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     write_bytes(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode("utf-8"), mode=mode)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file to be read that somebody else wrote. Raises OSError for what is none: a FIFO would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def read_json(path: Path) -> Any | None:
     """The JSON value in `path`, or None when the file does not exist.
 
     Raises ValueError naming the file when it is not JSON: a durable writer never leaves such a file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
     except FileNotFoundError:
         return None
     try:
@@ -119,7 +130,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
     Raises ValueError for a complete line that is not JSON.
     """
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         return
     with file:

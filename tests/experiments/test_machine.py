@@ -17,7 +17,7 @@ from experiments.ports import Device, Fingerprint, RecipeFailure
 from experiments.record import ExperimentRecord, Score
 from experiments.rule import Rule, seed_of
 from training.config import TrainingConfig
-from training.runs.records import RunRequest
+from training.runs.records import GIVEN_UP, RunRequest
 from workspace import clock
 from workspace.errors import NotFound, Refused, Unavailable
 
@@ -205,6 +205,13 @@ def test_a_lost_run_is_made_again_and_a_stopped_one_is_not(tmp_path: Path) -> No
 
     stopped = Bench(tmp_path / "other", failing("candidate", state="cancelled", reason="by hand")).conclude(BETTER)
     assert stopped.verdict == "invalid" and "by hand" in (stopped.sentence or "")
+
+
+def test_a_run_that_somebody_gave_up_is_not_made_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "lab", failing("candidate", state="lost", reason=f"enough (by user); {GIVEN_UP}"))
+    record = bench.conclude(BETTER)
+    assert record.verdict == "invalid" and "gave it up (enough (by user)" in (record.sentence or "")
+    assert not [key for key in bench.runs.order if "again" in key]
 
 
 def test_no_effect_by_settings_and_by_fingerprint(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from users_repository import git
 from experiments.record import ExperimentRecord
 from experiments.reproduce import MOST, Reproduction, Reproductions
 from training.config import TrainingConfig
-from training.runs.records import RunRequest
+from training.runs.records import GIVEN_UP, RunRequest
 from workspace.errors import LabError, NotFound, Refused, Unavailable
 
 SUMMARY = {
@@ -153,6 +153,10 @@ def test_a_run_that_was_lost_is_made_again_and_one_that_failed_is_told(scene: Sc
     scene.bench.runs.step()
     scene.course = None
     assert scene.finish().outcome == "agrees" and len(scene.asked()) == 2
+    scene.course = {"state": "lost", "reason": f"enough (by user); {GIVEN_UP}"}
+    scene.it.start(scene.record.id)
+    ended = scene.finish()
+    assert ended.outcome == "failed" and "enough" in (ended.sentence or "") and len(scene.asked()) == 3, "a person's"
     scene.course = {"state": "failed", "failure_class": "oom", "reason": "out of memory"}
     scene.it.start(scene.record.id)
     ended = scene.finish()

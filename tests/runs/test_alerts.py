@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,7 @@ from training.runs.alerts.ending import record_end
 from training.runs.alerts.machine import DeviceRules, DiskRule
 from training.runs.alerts.watch import Watch
 from training.runs.outcome import Evidence
-from training.runs.progress import alerts
+from training.runs.progress import alerts, progress
 from training.runs.records import RunRecord
 from workspace import clock, durable
 from workspace.errors import NotFound
@@ -52,8 +54,11 @@ class OneRun:
     """Stands in for the manager: one running run, and what it was asked to stop for."""
 
     def __init__(self) -> None:
-        self.running = True
+        self.running, self.is_away = True, False
         self.stopped: list[tuple[str, str]] = []
+
+    def away(self) -> bool:
+        return self.is_away
 
     def watched(self) -> list[RunRecord]:
         return [record()] if self.running else []
@@ -210,6 +215,18 @@ def test_a_rule_that_is_off_says_nothing(workspace: Workspace) -> None:
     assert alerts(workspace.run_dir("run-0001")) == [] and runs.stopped == []
 
 
+def test_a_fifo_in_place_of_the_metrics_holds_up_nothing(workspace: Workspace) -> None:
+    folder = workspace.run_dir("run-0001")
+    os.mkfifo(folder / "metrics.jsonl")
+    (folder / "summary.json").symlink_to("metrics.jsonl")
+    rounds = threading.Thread(target=watch(workspace, OneRun(), Hands()).round, daemon=True)
+    rounds.start()
+    rounds.join(30)
+    assert not rounds.is_alive(), "it waits for a writer"
+    assert place.read(folder / "summary.json") == {} and progress(folder, None, None) is None
+    assert alerts(folder) == []
+
+
 def test_metrics_written_anew_are_read_anew(workspace: Workspace) -> None:
     """A resumed run drops the records after its checkpoint."""
     metrics = workspace.run_dir("run-0001") / "metrics.jsonl"
@@ -232,11 +249,13 @@ def test_runs_that_are_away_have_no_alerts_and_are_not_stopped(workspace: Worksp
     watching.round()
     workspace.runs_dir.rename(tmp_path / "away")
     workspace.create_folders()
+    runs.is_away = True
     for _ in range(180):
         hands.now += 20
         watching.round()
     shutil.rmtree(workspace.runs_dir)
     (tmp_path / "away").rename(workspace.runs_dir)
+    runs.is_away = False
     watching.round()
     assert runs.stopped == [] and alerts(workspace.run_dir("run-0001")) == []
     for _ in range(20):

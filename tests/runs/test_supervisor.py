@@ -201,9 +201,9 @@ def test_full_disk_neither_ends_the_run_nor_loses_its_end(bench: Bench) -> None:
     folder = run_folder(bench, "import time; time.sleep(2); print('through')")
     patch = f"""
         import pathlib
-        from training.runs import supervisor
+        from training.runs import heartbeat
         from workspace import durable
-        supervisor.HEARTBEAT_S = 0.1
+        heartbeat.EVERY_S = 0.1
         refuse = {{"heartbeat": 3, "exit": 2}}
         def full(name, function):
             def call(*a, **k):
@@ -321,9 +321,9 @@ def test_a_log_that_fills_the_disk_ends_its_run_though_nothing_can_be_written(be
     text = "import time; print('x' * 200_000, flush=True); time.sleep(600)"
     folder = run_folder(bench, text, log_cap_bytes=65536, log_policy="stop")
     patch = f"""
-        from training.runs import log_cap, supervisor
+        from training.runs import heartbeat, log_cap
         from workspace import durable
-        supervisor.HEARTBEAT_S = 0.1
+        heartbeat.EVERY_S = 0.1
         def full(*a, **k):
             raise OSError({errno.ENOSPC}, "No space left on device")
         log_cap.punch = durable.append_jsonl = full
@@ -462,7 +462,7 @@ def test_the_supervisor_holds_the_log_to_its_cap(bench: Bench) -> None:
         "import sys, time\nfor n in range(64): sys.stdout.write('x' * 65535 + chr(10)); time.sleep(0.05)\nprint('last')"
     )
     folder = run_folder(bench, text, log_cap_bytes=2**20)
-    patch = "from training.runs import supervisor\nsupervisor.HEARTBEAT_S = 0.1"
+    patch = "from training.runs import heartbeat\nheartbeat.EVERY_S = 0.1"
     assert supervise(folder, patch).returncode == 0
     log = folder / "train.log"
     if next(durable.read_jsonl(folder / "alerts.jsonl"))["severity"] == "warn":

@@ -92,6 +92,7 @@ def test_runs_that_stay_away_end_when_somebody_says_so(bench: Bench, tmp_path: P
         bench.until(lambda: not bench.runs.leases.holders())
     record = bench.runs.stop(run_id, "gone for good")
     assert record.state == "lost" and "gone for good (by user); its folder is not there" in (record.reason or "")
+    assert record.given_up
     done = bench.start("print('next')")
     assert bench.end(done).state == "succeeded"
     assert place.is_whole(bench.workspace.runs_dir)
@@ -201,6 +202,78 @@ def test_a_place_where_runs_is_not_mounted_yet_is_not_taken_for_it(bench: Bench,
     assert early.start(bench_request(bench)).id == "run-0003"
     bench.end("run-0003")
     early.database.close()
+
+
+@pytest.mark.parametrize("disk_mark", [None, place.MARK_TEXT, f"{place.MARK_TEXT}{'ab' * 8}\n"])
+def test_the_folder_a_lab_without_runs_was_first_started_with_is_not_the_disk_mounted_over_it(
+    bench: Bench, tmp_path: Path, disk_mark: str | None
+) -> None:
+    """The disk has no mark, one as earlier versions wrote it, or that of another lab."""
+    runs_dir, bare, disk = bench.workspace.runs_dir, tmp_path / "bare", tmp_path / "disk"
+    assert place.is_whole(runs_dir)
+    runs_dir.rename(bare)
+    runs_dir.mkdir()
+    if disk_mark is not None:
+        (runs_dir / place.MARK).write_text(disk_mark)
+    run_id, pids = start_gated(bench)
+    (runs_dir / place.MARK).rename(tmp_path / "mark")  # else its supervisor would follow it
+    runs_dir.rename(disk)
+    bare.rename(runs_dir)
+    again, request = bench.another(), bench_request(bench)
+    for runs in (bench.runs, again):
+        runs.tick()
+        assert runs.away()
+        record = runs.get(run_id)
+        assert record.state == "running" and "nothing is known of it" in (record.reason or "")
+        with pytest.raises(Unavailable, match="mount or move back"):
+            runs.start(request)
+    assert all(start_time(pid) for pid in pids.values()), "nobody ends the job for it"
+    runs_dir.rename(bare)
+    (tmp_path / "mark").rename(disk / place.MARK)
+    disk.rename(runs_dir)
+    open_gate(bench, run_id, 3)
+    record = bench.end(run_id)
+    assert (record.state, record.exit_code) == ("failed", 3)
+    shutil.rmtree(bench.folder(run_id))
+    assert again.start(request).id == "run-0002"
+    bench.end("run-0002")
+    again.database.close()
+
+
+def test_marks_are_told_apart(tmp_path: Path) -> None:
+    runs, other = tmp_path / "runs", tmp_path / "other"
+    runs.mkdir()
+    other.mkdir()
+    assert place.mark_of(runs) is None and not place.is_whole(runs)
+    mine = place.mark(runs)
+    assert place.mark(runs) == mine == place.mark_of(runs) != place.mark(other)
+    assert place.is_whole(runs, mine) and not place.is_whole(other, mine) and place.is_whole(other)
+    assert place.is_gone(runs / "run-0001", mine) and not place.is_gone(other / "run-0001", mine)
+    (runs / "run-0002").mkdir()
+    assert place.mark_beside(runs / "run-0002") == mine and place.mark_beside(runs / "run-0001") is None
+    (other / place.MARK).write_text("")
+    assert place.is_whole(other, mine) and place.is_gone(other / "run-0001", mine), "a person says so"
+    (other / place.MARK).write_text(place.MARK_TEXT)
+    assert not place.is_whole(other, mine), "an earlier version's"
+    place.mark(other)
+    assert len(place.mark_of(other) or "") == 16
+
+
+def test_a_lab_of_an_earlier_version_keeps_its_runs(bench: Bench) -> None:
+    """Its mark has no id, its database knows of none; one is made beside the other."""
+    run_id, pids = start_gated(bench)
+    (bench.workspace.runs_dir / place.MARK).write_text(place.MARK_TEXT)
+    with bench.database.transaction() as tx:
+        tx.execute("DELETE FROM runs_home")
+    again = bench.another()
+    assert place.mark_of(bench.workspace.runs_dir) == again.store.home()
+    heartbeat = bench.folder(run_id) / "heartbeat.json"
+    beats = {heartbeat.read_text()}  # its supervisor sees the new mark with the next one
+    bench.until(lambda: len(beats) > 2 or beats.add(heartbeat.read_text()))
+    shutil.rmtree(bench.folder(run_id))
+    assert bench.end(run_id).state == "lost"
+    gone(bench, pids)
+    again.database.close()
 
 
 def test_a_disk_mounted_between_two_looks_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

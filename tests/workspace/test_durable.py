@@ -36,6 +36,14 @@ def test_a_missing_file_is_none_and_a_broken_one_is_named(tmp_path: Path) -> Non
         durable.read_json(tmp_path / "broken.json")
 
 
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.json")
+    for path in (tmp_path / "fifo.json", tmp_path):
+        for read in (durable.read_json, lambda path: list(durable.read_jsonl(path))):
+            with pytest.raises(OSError, match="not a regular file"):
+                read(path)
+
+
 def test_mode(tmp_path: Path) -> None:
     durable.write_json(tmp_path / "secret.json", {}, mode=0o600)
     durable.write_json(tmp_path / "open.json", {})

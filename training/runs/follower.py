@@ -12,6 +12,7 @@ from training.runs.alerts.ending import record_end
 from training.runs.launcher import Launcher, Observation
 from training.runs.leases import Leases
 from training.runs.place import read
+from training.runs.records import GIVEN_UP
 from training.runs.store import Store
 from workspace import clock
 from workspace.database import Database
@@ -23,7 +24,6 @@ from workspace.settings import Settings
 KNOWN_BY = 20  # ended runs: where none of the newest lies, these are not the runs
 LAUNCH_ATTEMPTS = 3  # of a supervisor that ends before it has started the job
 ADOPT_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
-NOT_KNOWN = "its folder is not there, so how it ended is not known"  # of runs given up: their rows are found by it
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,7 @@ class Follower:
         self.launcher = launcher
         self.leases = leases
         self.trouble: dict[str, str] = {}  # live run -> why nothing can be said of it now
-        self._given_up = set(store.given_up(NOT_KNOWN))
+        self._given_up = set(store.given_up(GIVEN_UP))
         self._adoptions: dict[str, tuple[int, float]] = {}  # run -> how often, monotonic seconds of the next
 
     def follow(self, row: sqlite3.Row) -> None:
@@ -83,7 +83,7 @@ class Follower:
 
         Raises `Unavailable` while runs/ itself is away: its end may be read once that is back.
         """
-        if not place.is_gone(self.workspace.run_dir(row["id"])):
+        if not place.is_gone(self.workspace.run_dir(row["id"]), self.store.home()):
             raise Unavailable(
                 "its folder is not there, nor a sign that runs/ is what it was: nothing is known of it",
                 fix="mount or move back what runs/ is to be; or stop_run it, if it is gone for good",
@@ -110,7 +110,7 @@ class Follower:
 
     def give_up(self, run_id: str, reason: str) -> None:
         """Somebody says that a run whose folder is away will not come back. Should it, what it says is true."""
-        self.record_end(run_id, {"state": "lost", "reason": f"{reason}; {NOT_KNOWN}"}, started=False)
+        self.record_end(run_id, {"state": "lost", "reason": f"{reason}; {GIVEN_UP}"}, started=False)
         self._given_up.add(run_id)
 
     def look_again(self) -> None:
@@ -157,22 +157,34 @@ class Follower:
         """Live runs whose folders are not there, while runs/ does not show that it is what it was: it may be away.
 
         Without a live one: the newest ended ones, when not one of their folders is there: it may not be mounted yet.
-        When there are none, it is marked as what it is.
+        When there are none, it is marked as what it is, and that mark is the lab's from now on: a disk mounted over the
+        folder that a lab without runs was first started with has another one, or gets one.
         """
-        runs_dir = self.workspace.runs_dir
-        if place.is_whole(runs_dir):
+        runs_dir, home = self.workspace.runs_dir, self.store.home()
+        if home and place.mark_of(runs_dir) == home:
             return []
+        if not place.is_whole(runs_dir, home) and (missing := self._missing()):
+            return missing
+        try:
+            runs_dir.mkdir(parents=True, exist_ok=True)
+            mark = place.mark(runs_dir)
+        except OSError as error:
+            log.warning("runs/ could not be marked: %s", error.strerror)
+        else:
+            with self.database.transaction() as tx:
+                self.store.move_home(tx, mark)
+        return []
+
+    def _missing(self) -> list[str]:
         missing = [row["id"] for row in self.store.live() if not place.seen(self.workspace.run_dir(row["id"]))]
         ended = self.store.newest_ended(KNOWN_BY)
-        if not missing and ended and not any(place.seen(self.workspace.run_dir(run_id)) for run_id in ended):
-            missing = ended
-        if not missing:
-            try:
-                runs_dir.mkdir(parents=True, exist_ok=True)
-                place.mark(runs_dir)
-            except OSError as error:
-                log.warning("runs/ could not be marked: %s", error.strerror)
+        if not missing and not any(place.seen(self.workspace.run_dir(run_id)) for run_id in ended):
+            return ended
         return missing
+
+    def away(self) -> bool:
+        """Whether runs/ is not what it was, as far as can be seen: not mounted, say."""
+        return not place.is_whole(self.workspace.runs_dir, self.store.home())
 
     def holds_a_lease(self, run_id: str) -> bool:
         """Whether something of the run is alive, whatever its folder says: a lease ends with the job."""

@@ -242,6 +242,10 @@ class Runs:
         self._row(run_id), self._row(other)
         return differences(self.workspace.run_dir(run_id), self.workspace.run_dir(other))
 
+    def away(self) -> bool:
+        """Whether runs/ itself is not there, as far as can be seen: what cannot be read is not missing then."""
+        return self.follower.away()
+
     def watched(self) -> Sequence[RunRecord]:
         """The runs that are running now, without their progress."""
         return [store.record(row) for row in self.store.live() if row["state"] == "running"]

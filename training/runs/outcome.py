@@ -6,7 +6,6 @@ Standard library only.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.runs.screen import clean
+from workspace import durable
 from workspace.secrets import mask
 
 # exit codes of our own trainer
@@ -202,7 +202,7 @@ def last_exception(log: Path) -> tuple[str, str] | None:
 def last_traceback(log: Path) -> list[str]:
     """The traceback a log ends with, from its first frame within reach to the exception; [] when there is none."""
     try:
-        with log.open("rb") as file:
+        with durable.open_regular(log) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - LOG_END_BYTES))
             lines = file.read(LOG_END_BYTES).decode("utf-8", "replace").rstrip().splitlines()
@@ -221,7 +221,7 @@ def trainer_summary(folder: Path, started: float) -> dict[str, Any] | None:
     try:
         if file.stat().st_mtime < started - CLOCK_SLACK_S:
             return None
-        summary = json.loads(file.read_text(encoding="utf-8"))
+        summary = durable.read_json(file)
     except (OSError, ValueError):
         return None
     return summary if isinstance(summary, dict) else None

@@ -1,8 +1,9 @@
 """Where runs lie, and whether they are there: a folder that is not mounted or was moved is no deleted one; who
 supervises a run, and what its files say.
 
-The folder of all runs carries a mark. A run's folder that is missing while the mark is there was deleted; without the
-mark nothing is known of it for now. Standard library only.
+The folder of all runs carries a mark with a random id, which the lab remembers. A run's folder that is missing while
+the mark is there was deleted; without the mark, or beside another one (that of the bare folder a disk was to be mounted
+on, say), nothing is known of it for now. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,38 @@ MARK = ".runs"
 MARK_TEXT = "The runs of this lab lie here. While this file is missing, the lab takes them for away, not for deleted.\n"
 
 
-def mark(runs_dir: Path) -> None:
-    """Say that these are the runs, all of them. Raises OSError."""
-    if not is_whole(runs_dir):
-        (runs_dir / MARK).write_text(MARK_TEXT, encoding="utf-8")
+def mark(runs_dir: Path) -> str:
+    """Say that these are the runs, all of them; the id of the mark that is there now. Raises OSError."""
+    found = mark_of(runs_dir)
+    if found is None or not re.fullmatch(r"[0-9a-f]{16}", found):  # none, a person's empty one, or one without an id
+        found = os.urandom(8).hex()
+        durable.write_text(runs_dir / MARK, f"{MARK_TEXT}{found}\n")
+    return found
 
 
-def is_whole(runs_dir: Path) -> bool:
-    """Whether the folder is the one the runs were written to, as far as can be seen."""
-    return seen(runs_dir / MARK) is True
+def mark_of(runs_dir: Path) -> str | None:
+    """The id in the folder's mark: its last line. "": a person made it, empty. None: there is none to be seen."""
+    try:
+        with durable.open_regular(runs_dir / MARK) as file:
+            return file.read(4096).decode(errors="replace").strip().rpartition("\n")[2]
+    except OSError:
+        return None
+
+
+def mark_beside(folder: Path) -> str | None:
+    """The id in the mark of the runs among which this folder lies; None when one of the two is not to be seen."""
+    found = mark_of(folder.parent)
+    # twice the same mark: a disk may be mounted or taken off between two looks
+    return found if found and seen(folder) and mark_of(folder.parent) == found else None
+
+
+def is_whole(runs_dir: Path, mark: str | None = None) -> bool:
+    """Whether the folder is the one the runs were written to, as far as can be seen: it has this mark.
+
+    None: any mark. An empty one says so too: a person made it.
+    """
+    found = mark_of(runs_dir)
+    return found is not None and (not mark or found in ("", mark))
 
 
 def is_there(path: Path) -> bool:
@@ -50,11 +75,12 @@ def seen(path: Path) -> bool | None:
         return None
 
 
-def is_gone(folder: Path) -> bool:
-    """Whether a run's folder was deleted for good; False when it is there, or when that cannot be seen."""
-    mark = _identity(folder.parent / MARK)
-    # twice the same mark: a disk may be mounted or taken off between two looks
-    return mark is not None and seen(folder) is False and _identity(folder.parent / MARK) == mark
+def is_gone(folder: Path, mark: str | None = None) -> bool:
+    """Whether a run's folder was deleted for good: it is missing from the runs with this mark (None: any)."""
+    before = _identity(folder.parent / MARK)
+    if before is None or not is_whole(folder.parent, mark) or seen(folder) is not False:
+        return False
+    return _identity(folder.parent / MARK) == before  # a disk may be mounted or taken off between two looks
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

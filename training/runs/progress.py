@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from workspace import durable
+
 END_BYTES = 64 * 1024
 ALERT_BYTES = 1024 * 1024  # more than a run's alerts can be
 CURVE_BYTES = 16 * 1024 * 1024  # of metrics.jsonl read for a curve, at most: its end
@@ -110,7 +112,7 @@ def _forward(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parse(path: Path, limit: int) -> Iterator[dict[str, Any]]:
     try:
-        with path.open("rb") as file:
+        with durable.open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             if size > limit:

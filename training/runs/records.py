@@ -18,6 +18,8 @@ LIVE: tuple[State, ...] = ("queued", "starting", "running", "stopping")
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled", "timed_out", "preempted", "lost")
 # 0 first, 9 last: the short ones an experiment waits for, then what a person asked for, then a campaign's
 PRIORITY: dict[Purpose, int] = {"test": 3, "run": 5, "candidate": 7, "control": 7, "replicate": 7}
+# the end of the reason of a lost run that somebody gave up
+GIVEN_UP = "its folder is not there, so how it ended is not known"
 
 
 class RunRequest(BaseModel):
@@ -85,3 +87,8 @@ class RunRecord(BaseModel):
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def given_up(self) -> bool:
+        """Lost, because somebody said that it will not come back: to them it was cancelled."""
+        return self.state == "lost" and (self.reason or "").endswith(GIVEN_UP)

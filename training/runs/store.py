@@ -33,6 +33,7 @@ TABLES = [
     """,
     # all a search by text looks at: the rows themselves hold summaries, which it would read past
     "CREATE INDEX runs_text ON runs (number, id, name, reason, purpose, state, experiment, ended_at);",
+    "CREATE TABLE runs_home (one INTEGER PRIMARY KEY CHECK (one = 1), mark TEXT NOT NULL);",
 ]
 SUMMARY_CHARACTERS = 65536
 
@@ -72,6 +73,11 @@ class Store:
         """Lost runs whose reason ends with this one."""
         rows = self.database.query("SELECT id, reason FROM runs WHERE state = 'lost'")
         return [row["id"] for row in rows if str(row["reason"]).endswith(reason)]
+
+    def home(self) -> str | None:
+        """The mark of the folder these runs lie in (`training.runs.place`); None as long as it has none with an id."""
+        row = self.database.one("SELECT mark FROM runs_home")
+        return str(row["mark"]) if row else None
 
     def find(
         self,
@@ -129,6 +135,9 @@ class Store:
             f"UPDATE runs SET {sets} WHERE id = ? AND state IN ({marks})", [*columns.values(), run_id, *from_states]
         )
         return cursor.rowcount == 1
+
+    def move_home(self, tx: sqlite3.Connection, mark: str) -> None:
+        tx.execute("INSERT OR REPLACE INTO runs_home VALUES (1, ?)", (mark,))
 
     def claim(self, tx: sqlite3.Connection, run_id: str, devices: list[str]) -> bool:
         """queued -> starting, counted as an attempt; False when somebody else was first or it was cancelled."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import select
@@ -25,6 +24,7 @@ from typing import Any
 
 from training.runs import cgroup, outcome, place, tree
 from training.runs.environment import job_environment
+from training.runs.heartbeat import Heartbeat
 from training.runs.log_cap import LogCap
 from training.runs.outcome import End, Evidence, Stop
 from training.runs.place import AlreadySupervised, lease_folder, read, say, take_lock
@@ -33,7 +33,6 @@ from training.runs.waking import wake, wake_others
 from workspace import clock, durable
 from workspace.process import TAG_VARIABLE, ProcessIdentity, identify, is_alive, this_process
 
-HEARTBEAT_S = 2.0
 POLL_S = 0.25  # how often stop.json is looked for, and an adopted job that is no child of ours
 SHIM_WRITES_S = 3.0  # for the shim to write how the job ended, before it is killed too
 KILL_AGAIN_S = 5.0
@@ -66,8 +65,8 @@ class Supervisor:
         self.start_error: str | None = None
         self.rebooted = False
         self.over_at, self.memory_kill, self.leftovers = self.started_at, False, 0
-        self.heartbeat_due = 0.0
-        self.heartbeat_error: str | None = None
+        self.mark = place.mark_beside(folder)
+        self.heartbeat = Heartbeat()
         kills = outcome.memory_kills()
         self.memory_kills = (kills, kills)  # at the last two heartbeats
         self.wake_read, wake_write = os.pipe()
@@ -210,7 +209,7 @@ class Supervisor:
     def _find_folder(self) -> None:
         """The run's folder may have been moved, with its whole workspace. Moved alone, to the trash, it was deleted."""
         moved = place.moved_to(self.lock) if place.seen(self.folder) is False else None
-        if moved and moved.name == self.folder.name and place.is_whole(moved.parent):
+        if moved and moved.name == self.folder.name and place.is_whole(moved.parent, self.mark):
             say(f"{self.folder} is now {moved}")
             self.folder = moved
             self.log_cap = LogCap(moved, self.log_cap.cap_bytes, self.log_cap.policy)
@@ -224,7 +223,7 @@ class Supervisor:
         if self.asked_by_signal:
             state = "cancelled" if self.asked_by_signal == "SIGINT" else "preempted"  # INT: by a person, by stop_run
             return Stop(state, f"the supervisor was asked to end ({self.asked_by_signal})", clock.now())
-        if place.is_gone(self.folder):
+        if place.is_gone(self.folder, self.mark):
             return Stop("cancelled", "its run folder was deleted", clock.now())
         limit = float(self.run.get("time_limit_s") or 0)
         if limit and self.elapsed() > limit:
@@ -237,7 +236,7 @@ class Supervisor:
         return outcome.stop_asked_for(request, str(request["at"])) if request and request.get("at") else None
 
     def _begin_stop(self) -> None:
-        self.heartbeat_due = 0.0
+        self.heartbeat.due = 0.0
         self.kill_at = time.monotonic() + float(self.run.get("grace_s", 20.0))
         self._tell(self._members(spare_shim=True))
 
@@ -278,38 +277,26 @@ class Supervisor:
         return time.monotonic() - self.started_monotonic
 
     def beat(self) -> None:
-        """Write the heartbeat. A full disk does not end a run: it is noted and tried again."""
-        self.heartbeat_due = time.monotonic() + HEARTBEAT_S
+        self.mark = place.mark_beside(self.folder) or self.mark
         state = "stopping" if self.stop else "running" if self.job else "starting"
         job = self.job or self.shim
         record = {
             "state": state,
-            "supervisor": this_process().as_json(),
             "job": job.as_json() if job else None,
-            "updated_at": clock.now(),
             "started_at": self.started_at,
             "elapsed_s": round(self.elapsed(), 3),
         }
         self.memory_kills = (self.memory_kills[1], outcome.memory_kills())
         self.log_cap.hold()
-        if self.heartbeat_error:
-            record["note"] = f"earlier heartbeats could not be written: {self.heartbeat_error}"
-        temporary = self.folder / ".heartbeat.tmp"
-        try:  # atomic, not durable: after a power loss it says nothing anyway, and an fsync may wait for the job's data
-            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-            temporary.replace(self.folder / "heartbeat.json")
-        except OSError as error:
-            if self.heartbeat_error is None:
-                say(f"heartbeat not written: {error}")
-            self.heartbeat_error = str(error.strerror)
+        self.heartbeat.write(self.folder, record)
 
     def watch(self) -> None:
         """Until the job is over: heartbeat, limits, stop requests. Wakes when a child ends or a signal comes."""
         while not self.over():
             if self.job is None:
                 self._read_job()
-                self.heartbeat_due = 0.0 if self.job else self.heartbeat_due
-            if time.monotonic() >= self.heartbeat_due:
+                self.heartbeat.due = 0.0 if self.job else self.heartbeat.due
+            if time.monotonic() >= self.heartbeat.due:
                 self.beat()
             self.look_for_stop()
             select.select([self.wake_read], [], [], POLL_S)
@@ -367,7 +354,7 @@ class Supervisor:
             except OSError as error:
                 if attempt < len(WRITE_PAUSES_S):
                     say(f"exit.json not written: {error}")
-                if time.monotonic() > deadline or place.is_gone(self.folder):
+                if time.monotonic() > deadline or place.is_gone(self.folder, self.mark):
                     return True
         return False
 
@@ -389,10 +376,10 @@ def main(arguments: list[str]) -> int:
     except AlreadySupervised:
         say(f"{options.folder.name} has a supervisor")
         return 3
-    if (options.folder / "exit.json").exists():
+    if place.seen(options.folder / "exit.json"):
         return 0
     supervisor = Supervisor(options.folder, leases, lock)
-    if options.adopt or (options.folder / "job.json").exists():
+    if options.adopt or place.seen(options.folder / "job.json"):
         supervisor.adopt()
     else:
         supervisor.start()

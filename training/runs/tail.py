@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from training.runs.levels import MARKS, Level, of_level
 from training.runs.screen import Row, render
-from workspace.errors import Refused
+from workspace import durable
+from workspace.errors import Refused, Unavailable
 from workspace.secrets import MASK, mask
 
 BLOCK_BYTES = 64 * 1024
@@ -85,17 +86,18 @@ def tail(
     if cursor is not None and before is not None:
         raise Refused("cursor and before exclude each other", valid="cursor to go on, before to go back")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = durable.open_regular(path)
     except FileNotFoundError:
         return LogPage(lines=[], cursor=0, next_cursor=0, size_bytes=0, at_end=True, cut="there is no log yet")
-    try:
+    except OSError as error:
+        raise Unavailable(f"{path.name} cannot be read: {error.strerror}") from error
+    with file:
+        descriptor = file.fileno()
         size = os.fstat(descriptor).st_size
         page = _Page(descriptor, size, _first_line(descriptor, size), lines, contains, level, max_characters)
         if cursor is not None:
             return page.forward(page.within(cursor))
         return page.backward(page.size if before is None else page.within(before))
-    finally:
-        os.close(descriptor)
 
 
 class _Page:

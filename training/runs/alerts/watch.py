@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from training.hardware.status import HardwareStatus
-from training.runs import place
 from training.runs.alerts.alert import Alert, write_once
 from training.runs.alerts.curve import Curve
 from training.runs.alerts.machine import DISK_RELIEF_S, DeviceRules, DiskRule, Written
 from training.runs.progress import alerts as read_alerts
 from training.runs.records import RunRecord
 from training.runs.retention import size_of
-from workspace import clock
+from workspace import clock, durable
 from workspace.errors import LabError
 from workspace.layout import Workspace
 from workspace.settings import Settings
@@ -47,6 +46,7 @@ class Hardware(Protocol):
 class RunsPort(Protocol):
     """`training.runs.manager.Runs`."""
 
+    def away(self) -> bool: ...
     def watched(self) -> Sequence[RunRecord]: ...
     def stop(self, run_id: str, reason: str = "", by: str = "user", rule: str | None = None) -> RunRecord: ...
 
@@ -96,7 +96,7 @@ class Watch:
     def round(self) -> None:
         """Look at every running run once."""
         now = time.monotonic()
-        away = not place.is_whole(self.workspace.runs_dir)  # not mounted, say: what cannot be read is not missing
+        away = self.runs.away()  # not mounted, say: what cannot be read is not missing
         if away or not 0 <= self._now() - self._seen_at < GAP_S:
             self._since = self._now()
         self._seen_at = self._now()
@@ -220,7 +220,7 @@ class Watch:
 def _new_records(watched: _Watched) -> Iterator[dict[str, Any]]:
     """The whole new lines of metrics.jsonl, at most ROUND_BYTES of them; torn and foreign lines are skipped."""
     try:
-        with (watched.folder / "metrics.jsonl").open("rb") as file:
+        with durable.open_regular(watched.folder / "metrics.jsonl") as file:
             found = os.fstat(file.fileno())
             if found.st_ino != watched.inode or found.st_size < watched.offset:  # written anew, after a resume
                 watched.inode, watched.offset = found.st_ino, 0
