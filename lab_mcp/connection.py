@@ -84,7 +84,7 @@ def spawn_keeper(workspace: Workspace) -> None:
     log = os.open(workspace.service_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         subprocess.Popen(
-            interpreter.python_command("lab_mcp.keeper", str(workspace.root)),
+            interpreter.python_command("lab_mcp.keeper", str(workspace.root), str(time.time())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -3,7 +3,8 @@
 One keeper per workspace: it holds `keeper.lock`. The service holds `service.lock` for as long as it lives; a keeper
 that finds a service already there (its own keeper was killed) waits on that lock instead of starting a second one.
 A service that ends on purpose (idle, `lab-mcp shutdown`, its workspace moved away) exits with 0 and says so in the
-lock's file, for a keeper that is not its parent; the keeper ends too.
+lock's file, with the time, for a keeper that is not its parent: it ends too, and so does one that was asked for before
+that end and comes late.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 8.0  # far less than a client waits (conne
 HEALTHY_S = 60.0  # a service that lived this long resets the pause
 REFUSED_TO_START = 3  # the service's exit code when trying again cannot help
 ANOTHER_SERVICE = 4  # the service's exit code when the lock is held
-SERVING, ENDED = b"serving\n", b"ended\n"  # what the holder of `service.lock` says of itself
+SERVING, ENDED = "serving", "ended"  # what the holder of `service.lock` says of itself
 
 
 def lock(path: Path, *, wait: bool = False) -> int | None:
@@ -37,26 +38,38 @@ def lock(path: Path, *, wait: bool = False) -> int | None:
     return descriptor
 
 
-def say(held: int, state: bytes) -> None:
-    """Write into a held lock's file what its holder does."""
+def say(held: int, state: str) -> None:
+    """Write into a held lock's file what its holder does, and since when (Unix time, s)."""
     with contextlib.suppress(OSError):  # a full disk: the next keeper then takes the end for a crash
         os.ftruncate(held, 0)
-        os.pwrite(held, state, 0)
+        os.pwrite(held, f"{state} {time.time()}\n".encode(), 0)
 
 
-def _ended_on_purpose(service_lock: Path) -> bool:
-    """Wait for the end of a service that is not our child, if there is one. True when it meant to end."""
+def _ended_on_purpose(service_lock: Path, asked_at: float) -> bool:
+    """Wait for the end of a service that is not our child, if there is one.
+
+    True when a service meant to end, and did so after this keeper was asked for.
+    """
     free = lock(service_lock)
     waited = free is None
     if free is None:
         free = lock(service_lock, wait=True)
     assert free is not None
-    last = os.pread(free, 64, 0)
+    last, _, since = os.pread(free, 64, 0).decode("ascii", "replace").strip().partition(" ")
     os.close(free)
-    return waited and last == ENDED
+    return last == ENDED and (waited or _number(since) > asked_at)
 
 
-def main(root: str) -> int:
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:  # written by an earlier version
+        return 0.0
+
+
+def main(root: str, asked_at: str = "") -> int:
+    """Keep the service of the workspace at `root`. `asked_at`: when this was asked for, Unix time in s (now)."""
+    asked = float(asked_at) if asked_at else time.time()
     workspace = Workspace(Path(root))
     held = lock(workspace.locks_dir / "keeper.lock")
     if held is None:
@@ -64,7 +77,7 @@ def main(root: str) -> int:
     service_lock = workspace.locks_dir / "service.lock"
     pause = FIRST_PAUSE_S
     while True:
-        if _ended_on_purpose(service_lock):
+        if _ended_on_purpose(service_lock, asked):
             return 0
         started = time.monotonic()
         code = subprocess.call(
@@ -82,4 +95,4 @@ def main(root: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests_support import TINY, end_all, processes_of
 
@@ -299,7 +300,9 @@ class Batch:
         deadline = time.monotonic() + 30
         while (left := processes_of(self.workspace.root)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        self.trouble += [f"process left: {process}" for process in left]
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.trouble.append(f"process left: {process.pid} {process.cmdline()}")
         if left:
             self.trouble += self.workspace.service_log.read_text()[-3000:].splitlines()
         self.trouble += [f"lease left: {holder}" for holder in Leases().holders().values()]

@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from tests_support import processes_of
 
 from lab_mcp import connection
-from workspace import process
+from workspace import interpreter, process
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
@@ -140,6 +141,18 @@ def test_shutdown_is_obeyed_after_the_keeper_was_killed(lab: Workspace, command)
     assert command("shutdown").returncode == 0
     until(lambda: not living(lab))
     assert not process.is_alive(endpoint.identity)
+
+
+def test_a_keeper_that_comes_late_obeys_the_shutdown(lab: Workspace, command) -> None:
+    """It was asked for while the service lived, and a busy machine let it begin after the end."""
+    connection.ensure_service(lab)
+    before = time.time()
+    assert command("shutdown").returncode == 0
+    until(lambda: not living(lab))
+    late = interpreter.python_command("lab_mcp.keeper", str(lab.root), str(before))
+    assert subprocess.run(late, cwd="/", timeout=60).returncode == 0
+    assert not living(lab) and lab.service_log.read_text().count(" serving ") == 1
+    assert connection.ensure_service(lab).port, "whoever asks after the end is served"
 
 
 def test_a_service_whose_workspace_is_moved_ends_and_the_new_place_is_served(lab: Workspace) -> None:
