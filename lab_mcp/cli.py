@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from lab_mcp import connection
 from lab_mcp.terminal import console
+from training.runs.waking import ASKED_AT
 from workspace import process
 from workspace.errors import LabError
 from workspace.layout import Workspace, discover
@@ -83,7 +84,8 @@ def serve(
 @app.command(hidden=True)
 def wake(workspace: WorkspaceOption = None) -> None:
     """Start the service if it is not there: what a supervisor does when a run ends that others wait for."""
-    connection.ensure_service(discover(workspace))
+    asked_at = os.environ.get(ASKED_AT)
+    connection.wake_service(discover(workspace), float(asked_at) if asked_at else time.time())
 
 
 @app.command()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab_mcp.keeper import lock
+from lab_mcp.keeper import ended_since, lock
 from workspace import durable, interpreter, process
 from workspace.errors import LabError, Refused, Unavailable
 from workspace.layout import Workspace
@@ -79,12 +79,15 @@ def _heartbeat_fresh(workspace: Workspace) -> bool:
         return False
 
 
-def spawn_keeper(workspace: Workspace) -> None:
-    """Start a keeper for the workspace, detached; a second keeper ends by itself."""
+def spawn_keeper(workspace: Workspace, asked_at: float | None = None) -> None:
+    """Start a keeper for the workspace, detached; a second keeper ends by itself.
+
+    So does one for which the service was shut down after `asked_at` (Unix time in s; default now).
+    """
     log = os.open(workspace.service_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         subprocess.Popen(
-            interpreter.python_command("lab_mcp.keeper", str(workspace.root), str(time.time())),
+            interpreter.python_command("lab_mcp.keeper", str(workspace.root), str(asked_at or time.time())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -112,12 +115,26 @@ def _passed(workspace: Workspace) -> list[str]:
     return [str(name) for name in given] if isinstance(given, list) else list(interpreter.PASSED_VARIABLES)
 
 
-def keep_keeper(workspace: Workspace) -> None:
+def keep_keeper(workspace: Workspace, asked_at: float | None = None) -> None:
     """Start a keeper when there is none. Raises OSError."""
     free = lock(workspace.locks_dir / "keeper.lock")
     if free is not None:
         os.close(free)
-        spawn_keeper(workspace)
+        spawn_keeper(workspace, asked_at)
+
+
+def wake_service(workspace: Workspace, asked_at: float) -> None:
+    """See that there is a service, unless one was shut down after `asked_at` (Unix time in s).
+
+    Raises OSError where the workspace cannot be written; a service that does not come up says why in its log.
+    """
+    workspace.create_folders()
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while live_endpoint(workspace) is None and time.monotonic() < deadline:
+        if ended_since(workspace.locks_dir / "service.lock", asked_at):
+            return
+        keep_keeper(workspace, asked_at)
+        time.sleep(KEEPER_LOOK_S)
 
 
 def ensure_service(workspace: Workspace, *, timeout: float = START_TIMEOUT_S) -> Endpoint:

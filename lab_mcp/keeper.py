@@ -45,26 +45,30 @@ def say(held: int, state: str) -> None:
         os.pwrite(held, f"{state} {time.time()}\n".encode(), 0)
 
 
+def ended_since(service_lock: Path, moment: float) -> bool:
+    """Whether the last service that held the lock ended, or is ending, on purpose, and said so after `moment`."""
+    try:
+        state, _, since = service_lock.read_text(encoding="ascii", errors="replace").strip().partition(" ")
+    except FileNotFoundError:
+        return False
+    try:
+        return state == ENDED and float(since) > moment
+    except ValueError:  # written by an earlier version
+        return state == ENDED and moment <= 0
+
+
 def _ended_on_purpose(service_lock: Path, asked_at: float) -> bool:
     """Wait for the end of a service that is not our child, if there is one.
 
-    True when a service meant to end, and did so after this keeper was asked for.
+    True when it meant to end, and when one did so that was gone already, but after this keeper was asked for.
     """
     free = lock(service_lock)
     waited = free is None
     if free is None:
         free = lock(service_lock, wait=True)
     assert free is not None
-    last, _, since = os.pread(free, 64, 0).decode("ascii", "replace").strip().partition(" ")
     os.close(free)
-    return last == ENDED and (waited or _number(since) > asked_at)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:  # written by an earlier version
-        return 0.0
+    return ended_since(service_lock, 0.0 if waited else asked_at)
 
 
 def main(root: str, asked_at: str = "") -> int:

@@ -19,6 +19,7 @@ import pytest
 from tests_support import processes_of
 
 from lab_mcp import connection
+from training.runs.waking import ASKED_AT
 from workspace import interpreter, process
 from workspace.errors import LabError
 from workspace.layout import Workspace
@@ -143,16 +144,19 @@ def test_shutdown_is_obeyed_after_the_keeper_was_killed(lab: Workspace, command)
     assert not process.is_alive(endpoint.identity)
 
 
-def test_a_keeper_that_comes_late_obeys_the_shutdown(lab: Workspace, command) -> None:
-    """It was asked for while the service lived, and a busy machine let it begin after the end."""
+def test_keepers_and_wakers_that_come_late_obey_the_shutdown(lab: Workspace, command, monkeypatch) -> None:
+    """They were asked for while the service lived, and a busy machine let them begin after the end."""
     connection.ensure_service(lab)
     before = time.time()
     assert command("shutdown").returncode == 0
     until(lambda: not living(lab))
     late = interpreter.python_command("lab_mcp.keeper", str(lab.root), str(before))
     assert subprocess.run(late, cwd="/", timeout=60).returncode == 0
+    monkeypatch.setenv(ASKED_AT, str(before))  # as the supervisor of a run does whose end others waited for
+    assert command("wake").returncode == 0
     assert not living(lab) and lab.service_log.read_text().count(" serving ") == 1
-    assert connection.ensure_service(lab).port, "whoever asks after the end is served"
+    monkeypatch.delenv(ASKED_AT)
+    assert command("wake").returncode == 0 and living(lab), "whoever asks after the end is served"
 
 
 def test_a_service_whose_workspace_is_moved_ends_and_the_new_place_is_served(lab: Workspace) -> None:

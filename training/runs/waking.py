@@ -12,12 +12,14 @@ import json
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from training.runs.place import FOLDER_VARIABLE, say
 
+ASKED_AT = "LAB_ASKED_AT"  # Unix time in s, in the environment of the command: a shutdown after it is obeyed
 NOTE = ".waits"
 NOTE_BYTES = 16 * 1024
 
@@ -28,7 +30,7 @@ def wake(folder: Path, run: Mapping[str, Any]) -> None:
     if not command or not (run.get("wake_service") or queued_beside(folder)):
         return
     try:
-        os.execvpe(command[0], command, os.environ)
+        os.execvpe(command[0], command, {**os.environ, ASKED_AT: str(time.time())})
     except OSError as error:
         say(f"{command[0]}: {error.strerror}")
 
@@ -36,6 +38,7 @@ def wake(folder: Path, run: Mapping[str, Any]) -> None:
 def wake_others(leases: Path) -> None:
     """Start the services of other workspaces of this user that wait for a lease and have none."""
     kept = {name: value for name, value in os.environ.items() if name == FOLDER_VARIABLE or name[:4] != "LAB_"}
+    kept[ASKED_AT] = str(time.time())
     for note in _notes(leases):
         try:
             if _is_free(note["service_lock"]):
