@@ -63,6 +63,14 @@ class ErrorBudget:
         return max(min(self.total * share / size, left / 2), SMALLEST)
 
 
+def campaign_budget(planned: int | None, total: float = 0.05) -> ErrorBudget:
+    """The budget of a campaign planned for so many proposals; None: unknown, or experiments outside any campaign.
+
+    Many small campaigns, one for each idea, must not buy keeps more cheaply than one large campaign does.
+    """
+    return ErrorBudget(total=total, planned=max(planned or LONE_PLANNED, LONE_PLANNED))
+
+
 def charge(alpha: float, *, ended: bool, confirmed: bool, kept: bool) -> float:
     """What one experiment takes from the budget. `confirmed`: its deciding (fresh) runs were looked at."""
     if not ended:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments import folder, hypothesis, preflight, similar
-from experiments.error_budget import LONE_PLANNED, ErrorBudget
+from experiments.error_budget import campaign_budget
 from experiments.fingerprints import ChildFingerprint
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
@@ -171,9 +171,7 @@ class Experiments:
 
     def _rule(self, campaign: str | None, planned: int | None, now: str) -> Rule:
         """The rule with the experiment's share of its campaign's error budget, or of the week's; frozen with it."""
-        # many small campaigns, one for each idea, must not buy keeps more cheaply than one large campaign does
-        planned = max(planned or LONE_PLANNED, LONE_PLANNED) if campaign else LONE_PLANNED
-        budget = ErrorBudget(total=self.error_budget, planned=planned)
+        budget = campaign_budget(planned if campaign else None, self.error_budget)
         return dataclasses.replace(self.rule, alpha=budget.allot(self.ledger.charges(campaign, now)))
 
     def _check(self, claim: hypothesis.Hypothesis, budget: Mapping[str, Any] | None, skip_test_run: str | None) -> None:

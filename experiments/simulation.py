@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from experiments.error_budget import ErrorBudget, charge
+from experiments.error_budget import campaign_budget, charge
 from experiments.hypothesis import Hypothesis
 from experiments.rule import Rule, seed_of, stage, wanted
 from experiments.session_noise import MEMORY, Measured, session_noise
@@ -137,7 +137,7 @@ def our_campaign(
     variances of its control's.
     """
     rule = Rule()
-    budget = ErrorBudget(planned=len(effects))
+    budget = campaign_budget(len(effects))
     outcome, spent = Outcome(), list[float]()
     measured: list[Measured] = []
     best, generation = 0.0, 0

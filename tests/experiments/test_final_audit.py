@@ -55,12 +55,18 @@ def test_the_best_is_a_mean_of_replicates_on_the_audit_text_opened_once(bench: C
     assert len(bench.openings) == len(runs), "neither a request nor a restart opens it again"
     bench.campaigns.extend("camp-0001", Budget(experiments=1))
     conclude(bench, 0.29)
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and (audit.state, audit.experiment, audit.runs) == ("done", "exp-0001", runs)
     assert len(bench.openings) == len(runs), "the same best is not scored again"
     bench.campaigns.extend("camp-0001", Budget(experiments=1))
     conclude(bench, 0.039)
     better = bench.lab.get("exp-0004")
-    assert better.verdict == "keep" and better.is_best
-    assert [run for run, _ in bench.openings[len(runs) :]] == [score.run for score in better.decisive()]
+    newer = [score.run for score in better.decisive()]
+    assert better.verdict == "keep" and better.is_best and len(newer) >= 3 and not set(newer) & set(runs)
+    assert [run for run, _ in bench.openings[len(runs) :]] == newer, "a new best is scored, by its own runs alone"
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and (audit.state, audit.experiment, audit.runs) == ("done", "exp-0004", newer)
+    assert len(audit.values) == len(newer) and audit.values != [audit.scores[run] for run in runs]
 
 
 def test_what_was_scored_while_it_was_extended_is_not_opened_again(

@@ -11,7 +11,10 @@ import typer
 from typer.testing import CliRunner
 
 from experiments import other_rules
+from experiments.error_budget import campaign_budget
+from experiments.rule import Rule
 from experiments.simulation import NOISES, SimulatedMachine, our_campaign, simulate, upper_bound
+from experiments.verdict import judge
 from lab_mcp.cli_simulate import COLUMNS, SCENARIOS, cells, scenarios, simulate_command, table
 
 
@@ -43,6 +46,18 @@ def test_the_rules_of_others_keep_chance_too() -> None:
 def test_an_effect_of_three_standard_deviations_is_mostly_found(drift: str, share: float) -> None:
     found = simulate(our_campaign, "normal", drift, True, range(30))  # type: ignore[arg-type]
     assert found.planted == 240 and found.found / found.planted > share
+
+
+def test_a_short_campaign_gives_the_shares_the_lab_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = set()
+
+    def noted(claim: object, rule: Rule, *rest: object) -> object:
+        shares.add(rule.alpha)
+        return judge(claim, rule, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("experiments.simulation.judge", noted)
+    our_campaign(SimulatedMachine("normal", "none", [5]), [0.0])
+    assert shares == {campaign_budget(1).allot(())} == {campaign_budget(None).allot(())}
 
 
 def test_the_same_seed_gives_the_same_campaigns() -> None:
