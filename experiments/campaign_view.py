@@ -39,6 +39,11 @@ def view(record: CampaignRecord, ledger: Ledger, spent: Spent, waiting_for: str 
     best = ledger.leader(record.id, record.metric)
     stagnation = next((s for s in reversed(record.steps) if s.name == "stagnation"), None)
     stale = stagnation is not None and (best is None or (best.ended_at or "") < stagnation.at)
+    under_way = [r for r in ledger.open() if r.campaign == record.id]
+    auditing = record.state == "ended" and record.audit is not None and record.audit.state == "due"
+    if record.state != "running" and not auditing:
+        waiting_for = None
+    held = next((f"{r.id}, which waits: {r.waits_for}" for r in under_way if r.waits_for), None)
     return CampaignView(
         campaign_id=record.id,
         state=record.state,
@@ -54,8 +59,8 @@ def view(record: CampaignRecord, ledger: Ledger, spent: Spent, waiting_for: str 
         best=best.id if best else None,
         best_sentence=best.sentence if best else None,
         audit=record.audit.sentence() if record.audit is not None and record.state == "ended" else None,
-        under_way=[r.id for r in ledger.open() if r.campaign == record.id],
-        waiting_for=waiting_for if record.state == "running" else None,
+        under_way=[r.id for r in under_way],
+        waiting_for=waiting_for or held,
         notice=stagnation.why if stagnation is not None and stale and record.state != "ended" else None,
         created_at=record.created_at,
         ended_at=record.ended_at,

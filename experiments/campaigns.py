@@ -21,10 +21,10 @@ from experiments.campaign_ledger import KIND, CampaignLedger
 from experiments.campaign_view import CampaignView, hours, view
 from experiments.final_audit import FinalAudit
 from experiments.lab import Experiments
-from experiments.machine import device_seconds
 from experiments.proposers.port import Answer, Exhausted, Malformed, Proposer, Question
 from experiments.questions import LOOK_BACK, question
 from experiments.record import ExperimentRecord
+from experiments.recording import device_seconds
 from training.runs.records import RunRecord
 from workspace import clock
 from workspace.database import Database

@@ -21,9 +21,11 @@ from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.machine import Machine
 from experiments.overview import Overview, survey
+from experiments.plumbing import GitFailed
 from experiments.ports import Device, Fingerprinter, MemoryPort, NotebookPort, RunsPort
 from experiments.preflight import Preflight, Refusal
-from experiments.record import MEASURING, VERDICTS, Duplicate, ExperimentRecord, Version
+from experiments.record import ENDING, MEASURING, VERDICTS, Duplicate, ExperimentRecord, Version
+from experiments.recording import Recording
 from experiments.results import Results
 from experiments.rule import Rule
 from training.config import TrainingConfig, apply, load_recipe, read_recipe
@@ -39,6 +41,7 @@ from workspace.settings import ExperimentSettings, Settings
 FAILURES = 5  # of the same step in a row, through an error of the lab's own, after which an experiment is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # between tries, while something outside is missing
 LONGEST_WAIT_S = 24 * 3600.0  # for something outside, after which an experiment without a verdict is given up
+GIT_TRIES = 15  # at the end of an experiment, in ten minutes: longer than a lock left by a killed git is let be
 SHORTEST_REASON = 8  # characters
 log = logging.getLogger(__name__)
 
@@ -78,12 +81,10 @@ class Experiments:
         self.machine = Machine(
             workspace=workspace,
             ledger=self.ledger,
-            results=self.results,
-            outbox=outbox,
             lineage=self.lineage,
             preflight=Preflight(self.lineage, self.ledger, fingerprint or ChildFingerprint(workspace), memory, find),
             runs=runs,
-            notebook=notebook,
+            recording=Recording(workspace, self.ledger, self.results, outbox, self.lineage, runs, notebook),
             test_fraction=settings.experiments.test_fraction,
             machine=lambda: machine_name(find()),
         )
@@ -281,18 +282,16 @@ class Experiments:
         if time.monotonic() < self._pauses.get(experiment, (0.0, 0.0))[0]:
             return None
         stored = self.get(experiment)
-        record = stored.model_copy(update={"waits_since": None, "waits_for": None})
+        record = stored.model_copy(update={"waits_since": None, "waits_for": None, "waits_tries": 0})
         try:
-            after = self.machine.advance(record, may_measure=may_measure)
+            after = self._moved(stored, record, may_measure)
         except Unavailable as error:
             if (ended := self._waited_too_long(stored, error)) is not None:
                 return ended
-            pause = min(2 * self._pauses.get(experiment, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
-            self._pauses[experiment] = (time.monotonic() + pause, pause)
             log.info("%s waits at %s: %s", experiment, record.state, error)
             return None
         except Exception as error:  # noqa: BLE001  the lab's own mistake must not stop the other experiments
-            return self._failed(record, error)
+            return self._failed(stored, error)
         self._failures.pop(experiment, None)
         self._pauses.pop(experiment, None)
         if after is not record:
@@ -301,13 +300,27 @@ class Experiments:
             self.ledger.wait(experiment, None, None)
         return None
 
+    def _moved(self, stored: ExperimentRecord, record: ExperimentRecord, may_measure: bool) -> ExperimentRecord:
+        """A step; the last ones are made without git where it has failed too often: others wait behind them."""
+        try:
+            return self.machine.advance(record, may_measure=may_measure)
+        except GitFailed as error:
+            if record.state not in ENDING or stored.waits_tries + 1 < GIT_TRIES:
+                raise
+            log.warning("%s ends without git after %d tries: %s", record.id, GIT_TRIES, error)
+            return self.machine.without_git(record, error)
+
+    def _waits(self, record: ExperimentRecord, what: str) -> None:
+        """Note what is missing, and let it rest for a while, longer each time."""
+        pause = min(2 * self._pauses.get(record.id, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
+        self._pauses[record.id] = (time.monotonic() + pause, pause)
+        self.ledger.wait(record.id, record.waits_since or clock.now(), what, record.waits_tries + 1)
+
     def _waited_too_long(self, record: ExperimentRecord, error: Unavailable) -> ExperimentRecord | None:
         """Note what is missing; an experiment without a verdict is given up after a day of it."""
-        now = clock.now()
-        if record.waits_since is None or record.waits_for != str(error):
-            self.ledger.wait(record.id, record.waits_since or now, str(error))
-        waited_s = clock.seconds_between(record.waits_since or now, now)
-        if waited_s < LONGEST_WAIT_S or record.state in ("verdict", "record", "done"):
+        waited_s = clock.seconds_between(record.waits_since, clock.now()) if record.waits_since else 0.0
+        if waited_s < LONGEST_WAIT_S or record.state in ENDING:
+            self._waits(record, str(error))
             return None  # what was measured is not thrown away
         hours = f"{waited_s / 3600:.0f} hours"
         refusal = Refusal("invalid", f"Invalid: for {hours} it could not go on: {error.problem}", error.fix)
@@ -316,13 +329,14 @@ class Experiments:
     def _failed(self, record: ExperimentRecord, error: Exception) -> ExperimentRecord | None:
         count = self._failures[record.id] = self._failures.get(record.id, 0) + 1
         log.exception("%s failed at %s (%d of %d)", record.id, record.state, count, FAILURES)
-        if record.state in ("verdict", "record", "done"):
-            return None  # what was measured is not thrown away: it is tried again until it succeeds
         refused = isinstance(error, LabError)
+        what = str(error) if refused else f"the lab failed at {record.state} ({type(error).__name__})"
+        if record.state in ENDING:  # what was measured is not thrown away: it is tried again until it succeeds
+            self._waits(record, what)
+            return None
         if not refused and count < FAILURES:
             return None
         self._failures.pop(record.id)
-        what = str(error) if refused else f"the lab failed at {record.state} ({type(error).__name__})"
         return self.machine.give_up(record, Refusal("invalid", f"Invalid: {what}"))
 
 

@@ -132,13 +132,13 @@ class Ledger:
                 (version.model_dump_json(), experiment),
             )
 
-    def wait(self, experiment: str, since: str | None, what: str | None) -> None:
-        """Note what an experiment has been waiting for since when; None: for nothing any more."""
+    def wait(self, experiment: str, since: str | None, what: str | None, tries: int = 0) -> None:
+        """Note what an experiment has been waiting for since when, and how often it was tried; None: for nothing."""
         with self.database.transaction() as tx:
             tx.execute(
-                "UPDATE experiments SET document = json_set(document, '$.waits_since', ?, '$.waits_for', ?)"
-                " WHERE id = ?",
-                (since, what, experiment),
+                "UPDATE experiments SET document = json_set(document, '$.waits_since', ?, '$.waits_for', ?,"
+                " '$.waits_tries', ?) WHERE id = ?",
+                (since, what, tries, experiment),
             )
 
     def restore(self, records: Iterable[ExperimentRecord]) -> int:

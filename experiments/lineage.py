@@ -7,38 +7,22 @@ repository without any commit gets an empty first one, because an experiment nee
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 import stat
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from experiments import patches
+from experiments import patches, ref_locks
+from experiments.plumbing import EMAIL, NAME, GitFailed, Plumbing
 from experiments.record import Best
 from workspace import durable
 from workspace.clock import parse
-from workspace.errors import Refused, Unavailable
-from workspace.interpreter import service_environment
+from workspace.errors import Refused
 from workspace.layout import Workspace
 
-NAME, EMAIL = "lab-mcp", "lab-mcp@localhost"
-CONFIGURATION = {
-    "core.hooksPath": os.devnull,
-    "commit.gpgSign": "false",
-    "gc.auto": "0",
-    "maintenance.auto": "false",
-    "core.fsync": "loose-object,reference",
-    "core.fsyncMethod": "fsync",
-    "core.quotePath": "false",
-}
 MAX_FILE_BYTES = 10_000_000
-TIMEOUT_S = 120
 FIRST_COMMIT = (
     "The repository had no commit yet: the lab made an empty first one on {branch}, so that experiments have a parent."
 )
@@ -55,11 +39,11 @@ class Parent:
     notes: tuple[str, ...] = ()
 
 
-class Lineage:
+class Lineage(Plumbing):
     """The lab's commits in the repository a workspace lies in."""
 
     def __init__(self, workspace: Workspace, prefix: str = "lab") -> None:
-        self.workspace = workspace
+        super().__init__(workspace)
         self._wished = prefix
         self._laying_out = threading.Lock()  # two threads would take each other's temporary files for leftovers
         self._contents: dict[str, dict[str, tuple[bytes, bool]]] = {}  # commit -> recipe/, to spare asking git again
@@ -126,7 +110,7 @@ class Lineage:
                     "apply", "--cached", "--recount", "--unidiff-zero", "--whitespace=nowarn", *options, "-",
                     feed=text.encode("utf-8", "replace"), index=index, top=True,
                 )  # fmt: skip
-            except Unavailable as error:
+            except GitFailed as error:
                 if not error.problem.startswith("git apply failed"):
                     raise
                 raise patches.explain(error) from error
@@ -212,8 +196,27 @@ class Lineage:
         if only_if_free and ref in self._checked_out():
             return None
         if self._resolve(ref) != commit:
-            self._git("update-ref", "--create-reflog", "-m", "lab-mcp", ref, commit)
+            move = ("update-ref", "--create-reflog", "-m", "lab-mcp", ref, commit)
+            try:
+                self._git(*move)
+            except GitFailed as error:
+                self._unlock(ref, error)
+                self._git(*move)
         return ref
+
+    def _unlock(self, ref: str, error: GitFailed) -> None:
+        """Remove the lock a killed git left on a ref of ours. Raises `error`, or it with what to do, where there is
+        none or somebody may hold it."""
+        name = self._git("rev-parse", "--git-path", f"{ref}.lock")
+        lock = self.workspace.root / name
+        if not lock.exists():
+            raise error
+        listed = self._git("worktree", "list", "--porcelain").splitlines()
+        folders = [line.removeprefix("worktree ") for line in listed if line.startswith("worktree ")]
+        folders.append(self._git("rev-parse", "--git-common-dir"))
+        if (why := ref_locks.remove(lock, [self.workspace.root / folder for folder in folders])) is not None:
+            shown = name if not Path(name).is_absolute() else f"{ref}.lock in the git folder"
+            raise GitFailed(error.problem, fix=f"{why}. If no git is at work in this repository, delete {shown}")
 
     @cached_property
     def prefix(self) -> str:
@@ -252,10 +255,6 @@ class Lineage:
         """recipe/ as git names it: relative to the repository's root, which may lie above the workspace."""
         prefix = self._git("rev-parse", "--show-prefix")
         return f"{prefix}{self.workspace.recipe_dir.name}"
-
-    @cached_property
-    def _top(self) -> Path:
-        return Path(self._git("rev-parse", "--show-toplevel"))
 
     def _working_recipe(self) -> list[tuple[str, str, str]]:
         """(mode, blob, path) of the files of recipe/ as they lie in the folder, those git ignores left out."""
@@ -330,75 +329,3 @@ class Lineage:
     def _resolve(self, name: str) -> str | None:
         answer = self._run(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
         return answer.stdout.decode().strip() if answer.returncode == 0 else None
-
-    # -- git ----------------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _index(self) -> Iterator[Path]:
-        """The path of an index file of our own, removed afterwards."""
-        self.workspace.cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="index-", dir=self.workspace.cache_dir) as folder:
-            yield Path(folder) / "index"
-
-    def _git(
-        self,
-        *arguments: str,
-        feed: bytes | None = None,
-        index: Path | None = None,
-        extra: Mapping[str, str] | None = None,
-    ) -> str:
-        answer = self._bytes(*arguments, feed=feed, index=index, extra=extra)
-        return answer.decode("utf-8", "surrogateescape").strip("\n")
-
-    def _bytes(
-        self,
-        *arguments: str,
-        feed: bytes | None = None,
-        index: Path | None = None,
-        extra: Mapping[str, str] | None = None,
-        top: bool = False,
-    ) -> bytes:
-        answer = self._run(arguments, feed=feed, index=index, extra=extra, top=top)
-        if answer.returncode != 0:
-            text = answer.stderr.decode("utf-8", "replace").strip()
-            if "not a git repository" in text:
-                raise Unavailable("this workspace is not in a git repository", fix="run `git init` in it")
-            text = re.sub(r"'?/[^\s']*'?", "...", text)[:300]  # git names absolute paths
-            raise Unavailable(f"git {arguments[0]} failed: {text or f'exit code {answer.returncode}'}")
-        return answer.stdout
-
-    def _run(
-        self,
-        arguments: Sequence[str],
-        *,
-        feed: bytes | None = None,
-        index: Path | None = None,
-        extra: Mapping[str, str] | None = None,
-        top: bool = False,
-    ) -> subprocess.CompletedProcess[bytes]:
-        environment = service_environment() | {
-            "GIT_AUTHOR_NAME": NAME, "GIT_AUTHOR_EMAIL": EMAIL,
-            "GIT_COMMITTER_NAME": NAME, "GIT_COMMITTER_EMAIL": EMAIL,
-            "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_LITERAL_PATHSPECS": "1", "LC_ALL": "C",
-        }  # fmt: skip
-        environment.update(extra or {})
-        if index is not None:
-            environment["GIT_INDEX_FILE"] = str(index)
-        options = [part for key, value in CONFIGURATION.items() for part in ("-c", f"{key}={value}")]
-        folder = self.workspace.root
-        if top:
-            folder = self._top
-        try:
-            return subprocess.run(
-                ["git", *options, *arguments],
-                cwd=folder,
-                env=environment,
-                input=feed if feed is not None else b"",
-                capture_output=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-        except FileNotFoundError as error:
-            raise Unavailable("git is not installed", fix="install git") from error
-        except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"git {arguments[0]} took longer than {TIMEOUT_S} s") from error

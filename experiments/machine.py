@@ -10,7 +10,7 @@ rewritten whole: whoever resumes after a kill finds what was begun.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,19 @@ from experiments import folder, gate
 from experiments.controls import canary_speeds, noise_of_session, slowed_run
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
-from experiments.ports import NotebookPort, RunsPort
-from experiments.preflight import Preflight, Refusal, configuration, trailers
-from experiments.record import Arm, Best, ExperimentRecord, Score, Step, VerdictName
-from experiments.results import Results
+from experiments.plumbing import GitFailed
+from experiments.ports import RunsPort
+from experiments.preflight import Preflight, Refusal, configuration
+from experiments.record import Arm, ExperimentRecord, Score, Step, VerdictName
+from experiments.recording import Recording
 from experiments.rule import TEST_SEED, Role, seed_of, stage, wanted
 from experiments.session_noise import SessionNoise
 from experiments.verdict import Runs, judge
 from training.config import TrainingConfig
 from training.runs.records import LIVE, Purpose, RunRecord, RunRequest
 from workspace import clock
-from workspace.errors import LabError
 from workspace.ids import number
 from workspace.layout import Workspace
-from workspace.outbox import Outbox
 
 ATTEMPTS = 3  # of a run that was lost or preempted, through no fault of the recipe
 LONGEST_TEST_S = 3600.0
@@ -44,12 +43,10 @@ class Machine:
 
     workspace: Workspace
     ledger: Ledger
-    results: Results
-    outbox: Outbox
     lineage: Lineage
     preflight: Preflight
     runs: RunsPort
-    notebook: NotebookPort | None
+    recording: Recording
     test_fraction: float
     machine: Callable[[], str]  # names hardware and software: scores of one name are comparable within a session
     _known: dict[str, str] = field(default_factory=dict)  # key -> run id, to spare looking it up
@@ -69,6 +66,10 @@ class Machine:
         if after is not record and after.state not in ("preflight", "done"):
             folder.write_results(self.workspace, after)
         return after
+
+    def without_git(self, record: ExperimentRecord, lost: GitFailed) -> ExperimentRecord:
+        """The step that ends an experiment, made without what git refuses for good: what was measured is recorded."""
+        return self._verdict(record, lost) if record.state == "verdict" else self._record(record, lost)
 
     def give_up(self, record: ExperimentRecord, refusal: Refusal) -> ExperimentRecord:
         """End an experiment that cannot go on."""
@@ -214,82 +215,12 @@ class Machine:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def _verdict(self, record: ExperimentRecord) -> ExperimentRecord:
-        """Commit, then in one transaction: the verdict, the new best, and the message that tells others."""
+    def _verdict(self, record: ExperimentRecord, lost: GitFailed | None = None) -> ExperimentRecord:
         self._stop_runs(record)
-        made = self.runs.list(experiment=record.id, limit=200)
-        best = self.ledger.best()
-        leads = record.verdict == "keep" and record.best_before == (best.experiment if best else None)
-        notes = record.notes
-        if record.verdict == "keep" and not leads:
-            notes = [*notes, "Kept against its parent; another experiment became the best meanwhile: try it on top."]
-        commit = None
-        if record.parent is not None and record.candidate is not None:
-            message = final_message(record)
-            candidate, parent = record.candidate.commit, record.parent.commit
-            commit = self.lineage.reword(candidate, parent, message, record.steps[-1].at)
-        decided = record.model_copy(
-            update={
-                "state": "record",
-                "commit": commit,
-                "ended_at": clock.now(),
-                "is_best": leads,
-                "notes": notes,
-                "runs": sorted(run.id for run in made),
-                "seconds": round(sum(run.elapsed_s or 0.0 for run in made), 3),
-                "device_seconds": round(device_seconds(made), 3),
-            }
-        )
-        new_best = None
-        if leads and commit is not None and record.parent is not None:
-            new_best = Best(experiment=record.id, commit=commit, base=record.parent.base)
-        return self.ledger.advance(
-            decided,
-            Step(name="verdict", at=clock.now(), data={"commit": commit}),
-            best=new_best,
-            also=lambda tx: self.outbox.post(tx, "experiment.ended", {"experiment": record.id}),
-        )
+        return self.recording.decide(record, lost)
 
-    def _record(self, record: ExperimentRecord) -> ExperimentRecord:
-        """Refs, results.tsv, the notebook, the folder: each may be done twice."""
-        notes, patch, ref = list(record.notes), None, None
-        if record.commit and record.parent:
-            ref = self.lineage.point(record.id, record.commit)
-            patch = self.lineage.patch(record.parent.commit, record.commit)
-            if record.is_best and self.lineage.point("best", record.commit, only_if_free=True) is None:
-                notes.append("The branch of the best recipe is checked out somewhere, so it was not moved.")
-        self.results.write()
-        try:
-            self._tell(record)
-        except LabError as error:
-            notes.append(f"Not in the notebook: {error.problem}.")
-        step = Step(name="recorded", at=clock.now())
-        done = record.model_copy(update={"state": "done", "ref": ref, "notes": notes})
-        folder.write_results(self.workspace, done.model_copy(update={"steps": [*done.steps, step]}), patch)
-        return self.ledger.advance(done, step)
-
-    def _tell(self, record: ExperimentRecord) -> None:
-        if self.notebook is None:
-            return
-        text = f"{record.id}: {record.sentence}\n\nHypothesis: {record.hypothesis.statement}"
-        if record.advice:
-            text += f"\n\nNext: {record.advice}"
-        facts = {
-            "experiment": record.id,
-            "change": record.hypothesis.describe_change(),
-            "verdict": record.verdict,
-            "metric": record.hypothesis.metric,
-            "value": record.mean(),
-        }
-        self.notebook.event(
-            record.conversation,
-            text,
-            {"experiments": [record.id], "runs": record.runs[:40]},
-            f"{record.id}/verdict",
-            section="Results",
-            facts={name: value for name, value in facts.items() if value is not None},
-            session=record.session,
-        )
+    def _record(self, record: ExperimentRecord, lost: GitFailed | None = None) -> ExperimentRecord:
+        return self.recording.record(record, lost)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -360,11 +291,6 @@ class Machine:
         return Refusal("crash", answer.sentence, advice, finding)
 
 
-def device_seconds(runs: Iterable[RunRecord]) -> float:
-    """Time of runs, times the devices each held; a run on the CPU holds one."""
-    return sum((run.elapsed_s or 0.0) * max(1, len(run.devices)) for run in runs)
-
-
 def _seed(record: ExperimentRecord, index: int) -> int:
     return seed_of(number(record.id, "exp") or 0, index)
 
@@ -380,16 +306,3 @@ def _seeded(seed: int) -> Callable[[Arm], TrainingConfig]:
 
 def _done(record: ExperimentRecord, name: str) -> bool:
     return any(step.name == name for step in record.steps)
-
-
-def final_message(record: ExperimentRecord) -> str:
-    """The message of the experiment's commit: the verdict, its sentence, the numbers."""
-    lines = [f"{record.id} {record.verdict}: {record.hypothesis.statement}", "", record.sentence or "", ""]
-    if record.numbers:
-        n = record.numbers
-        lines += [
-            f"{record.hypothesis.metric}: candidate {n.candidate_mean:.6g} (n = {n.n_candidate}), "
-            f"control {n.control_mean:.6g} (n = {n.n_control}), noise {n.noise_sd:.4g}",
-            "",
-        ]
-    return "\n".join(lines) + f"Lab-Verdict: {record.verdict}\n" + trailers(record)

@@ -6,6 +6,7 @@ memory, earlier experiments and the effective fingerprint are looked at. Running
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from experiments import recipe
 from experiments.hypothesis import Hypothesis
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
+from experiments.plumbing import GitFailed
 from experiments.ports import Device, Fingerprinter, MemoryPort, RecipeFailure
 from experiments.record import Arm, Duplicate, Evidence, ExperimentRecord, ParentRef, VerdictName
 from experiments.similar import question
@@ -29,6 +31,8 @@ NEAR = 0.75  # cosine similarity from which an earlier experiment is named
 QUALITY = ("val_bpb", "val_loss", "perplexity", "train_loss")  # metrics that follow from the mathematics
 SPEED = ("batch.rows", "compile")  # settings that change how fast the same mathematics is done
 BYTES_PER_WEIGHT = 12  # weight, gradient and one moment in float32: less than this no optimizer of ours needs
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,10 @@ class Preflight:
         files, changed = self.changed_files(parent.commit, record.hypothesis)
         candidate = apply(with_budget(changed, record.budget), record.hypothesis.change)
         commit = self.lineage.commit(parent.commit, files, proposal_message(record), record.created_at)
-        self.lineage.point(record.id, commit)
+        try:
+            self.lineage.point(record.id, commit)
+        except GitFailed as error:  # it keeps the commit from being pruned; the last step tries again, and tells
+            log.warning("%s has no ref yet: %s", record.id, error)
         candidate_dir = self.lineage.materialise(commit)
         if load_recipe(candidate_dir) != apply(changed, record.hypothesis.change):
             raise Refused("the committed recipe does not say what was proposed", fix=f"mend {RECIPE_NAME}")

@@ -15,6 +15,7 @@ VerdictName = Literal["keep", "discard", "inconclusive", "no_effect", "crash", "
 VERDICTS: tuple[VerdictName, ...] = ("keep", "discard", "inconclusive", "no_effect", "crash", "invalid")
 # from its admission until the best is known again: the next experiment starts from that
 MEASURING: tuple[State, ...] = ("test_run", "gate", "measuring", "verdict")
+ENDING: tuple[State, ...] = ("verdict", "record", "done")  # what was measured has a verdict
 
 
 class Frozen(BaseModel):
@@ -125,6 +126,7 @@ class ExperimentRecord(Frozen):
     cancelled_by: str | None = None
     waits_since: str | None = Field(None, description="since when something outside the lab is missing")
     waits_for: str | None = Field(None, description="what is missing, in words")
+    waits_tries: int = Field(0, description="how often it has tried to go on meanwhile")
     is_best: bool = False
     yardstick: str | None = Field(None, description="names budget, text and evaluation the scores were taken with")
     runs: list[str] = Field([], description="its own runs, borrowed controls not counted")

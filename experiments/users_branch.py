@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.lineage import EMAIL, Lineage
+from experiments.lineage import Lineage
+from experiments.plumbing import EMAIL
 from workspace.errors import Unavailable
 
 

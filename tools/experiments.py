@@ -74,6 +74,7 @@ class ExperimentView(Result):
     runs_scored: str | None = Field(None, description="candidate and control runs behind it")
     advice: str | None = None
     commit: str | None = None
+    waiting_for: str | None = Field(None, description="what keeps it from going on")
     created_at: str
     ended_at: str | None = None
 
@@ -208,6 +209,7 @@ def view(record: ExperimentRecord) -> ExperimentView:
         runs_scored=f"{numbers.n_candidate} candidate, {numbers.n_control} control" if numbers else None,
         advice=record.advice,
         commit=record.commit[:12] if record.commit else None,
+        waiting_for=record.waits_for,
         created_at=record.created_at,
         ended_at=record.ended_at,
     )
