@@ -90,6 +90,7 @@ class Real:
                 self.campaigns.stop("camp-0001", "that is enough")
             self.runs.tick()
             self.campaigns.tick()
+            self.campaigns.tick_audits()
             self.lab.tick()
             time.sleep(0.05)
         return self.campaigns.look("camp-0001")

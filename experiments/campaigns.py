@@ -3,15 +3,14 @@
 A campaign is a state machine like an experiment: what is to be done next follows from what is stored, and doing it
 twice does no harm. Proposal n of a campaign is asked for once, its answer is stored before it is acted upon, and the
 experiment it becomes carries the key `camp-0001/n`. `tick` is called about twice a second; asking a model may take
-minutes, so it has a thread of its own.
+minutes, so it has a thread of its own, and so has the audit of what has ended.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from experiments import final_audit, hypothesis
@@ -19,24 +18,19 @@ from experiments.breaker import barren, same_crash, stagnant
 from experiments.campaign import PROPOSERS, Budget, CampaignRecord, Proposal, ProposerName, Spent
 from experiments.campaign_ledger import KIND, CampaignLedger
 from experiments.campaign_view import CampaignView, hours, view
-from experiments.final_audit import FinalAudit
 from experiments.lab import Experiments
 from experiments.proposers.port import Answer, Exhausted, Malformed, Proposer, Question
 from experiments.questions import LOOK_BACK, question
-from experiments.record import ExperimentRecord
+from experiments.record import MEASURING, ExperimentRecord
 from experiments.recording import device_seconds
-from training.runs.records import RunRecord
+from experiments.tries import NotYet, Tries
+from training.runs.records import LIVE, RunRecord
 from workspace import clock
 from workspace.database import Database
 from workspace.errors import NotFound, Refused, Unavailable, closest, unknown
 from workspace.ids import Ids
 from workspace.layout import Workspace
 from workspace.outbox import Outbox
-
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 120.0  # between tries, while a model or something else is away
-LONGEST_SILENCE_S = 3600.0  # for which a server's wish to be left alone is heeded at a stretch
-FAILURES = 5  # in a row, through an error of the lab's own, after which a campaign is paused
-log = logging.getLogger(__name__)
 
 
 class Campaigns:
@@ -63,9 +57,8 @@ class Campaigns:
         self.ids = Ids(database, KIND, folder)
         self._changing = threading.Lock()
         self._ticking = threading.Lock()
-        self._failures: dict[str, int] = {}
-        self._pauses: dict[str, tuple[float, float]] = {}  # campaign -> monotonic time of the next try, last pause
-        self._waits_for: dict[str, str] = {}  # campaign -> what is missing, in words
+        self._auditing = threading.Lock()
+        self._tries = Tries(lambda campaign, why: self._hold(self.get(campaign), why))
 
     # -- asking for something -----------------------------------------------------------------------------------------
 
@@ -139,8 +132,7 @@ class Campaigns:
                     fix="start a new campaign; it begins from the best recipe" if record.state == "ended" else None,
                 )
             self._only_one()
-            self._pauses.pop(campaign, None)
-            self._failures.pop(campaign, None)
+            self._tries.forget(campaign)
             return self.ledger.step(record, "resumed", state="running")
 
     def stop(self, campaign: str, why: str = "asked to", by: str = "user") -> CampaignRecord:
@@ -179,7 +171,8 @@ class Campaigns:
                 )
             if record.audit is not None and record.audit.state in ("due", "done"):
                 return record
-            return self.ledger.audited(record, FinalAudit(scores=record.audit.scores if record.audit else {}))
+            self._tries.forget(campaign)
+            return self.ledger.audited(record, final_audit.anew(record.audit))
 
     def admit(self, campaign: str, key: str | None = None) -> dict[str, Any]:
         """What an experiment somebody else proposes for this campaign is proposed with. Raises `Refused`.
@@ -244,7 +237,7 @@ class Campaigns:
         )
 
     def _view(self, record: CampaignRecord) -> CampaignView:
-        return view(record, self.experiments.ledger, self.spent(record), self._waits_for.get(record.id))
+        return view(record, self.experiments.ledger, self.spent(record), self._tries.waits_for(record.id))
 
     def _open(self, campaign: str) -> Sequence[ExperimentRecord]:
         return [r for r in self.experiments.ledger.open() if r.campaign == campaign]
@@ -256,36 +249,19 @@ class Campaigns:
         if not self._ticking.acquire(blocking=False):
             return 0
         try:
-            return sum(self._try(record) for record in (*self.ledger.list("running"), *self.ledger.to_audit()))
+            return sum(self._tries.step(each.id, partial(self._advance, each)) for each in self.ledger.list("running"))
         finally:
             self._ticking.release()
 
-    def _try(self, record: CampaignRecord) -> bool:
-        """One step of one campaign; False when nothing moved."""
-        if time.monotonic() < self._pauses.get(record.id, (0.0, 0.0))[0]:
-            return False
+    def tick_audits(self) -> int:
+        """Make the next step of every audit that is due; returns how many moved. One may take hours: it has a thread
+        of its own. Not two at once."""
+        if not self._auditing.acquire(blocking=False):
+            return 0
         try:
-            moved = self._advance(record) if record.state == "running" else self._audit(record)
-        except Unavailable as error:
-            pause = min(2 * self._pauses.get(record.id, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
-            asked_for = min(error.wait_s or 0.0, LONGEST_SILENCE_S)
-            self._pauses[record.id] = (time.monotonic() + max(pause, asked_for), pause)
-            self._waits_for[record.id] = str(error)
-            log.info("%s waits: %s", record.id, error)
-            return False
-        except Refused as error:  # of the lab's settings or the search space: only a person can mend it
-            self._hold(record, str(error))
-            return True
-        except Exception as error:  # the lab's own mistake must not end the night at once
-            count = self._failures[record.id] = self._failures.get(record.id, 0) + 1
-            log.exception("%s failed (%d of %d)", record.id, count, FAILURES)
-            if count >= FAILURES:
-                self._hold(record, f"the lab failed ({type(error).__name__}: {str(error)[:200]})")
-            return False
-        self._failures.pop(record.id, None)
-        self._pauses.pop(record.id, None)
-        self._waits_for.pop(record.id, None)
-        return moved
+            return sum(self._tries.step(each.id, partial(self._audit, each)) for each in self.ledger.to_audit())
+        finally:
+            self._auditing.release()
 
     def _advance(self, record: CampaignRecord) -> bool:
         last = next(iter(self.ledger.proposals(record.id, last=1)), None)
@@ -324,6 +300,8 @@ class Campaigns:
         due = record.audit
         if due is None or self._open(record.id):
             return False  # what was under way when it was stopped is still ending
+        if due.left and (busy := self._device_is_used()):
+            raise NotYet(f"the score on the audit text is made when the device is free: {busy}")
         best = self.experiments.ledger.leader(record.id, record.metric)
         try:
             after = final_audit.step(due, best, self.workspace, record.id, self.score)
@@ -336,8 +314,16 @@ class Campaigns:
                 self.ledger.audited(record, after)
             elif now.audit is not None:  # extended meanwhile: what was seen is kept, so that it is not looked at again
                 scores = {**now.audit.scores, **after.scores}
-                self.ledger.audited(record, now.audit.model_copy(update={"state": "due", "scores": scores}))
+                kept = {"state": "due", "scores": scores, "text": after.text}
+                self.ledger.audited(record, now.audit.model_copy(update=kept))
         return True
+
+    def _device_is_used(self) -> str | None:
+        """By what: scoring beside a run would slow both, and a run's score may depend on its speed."""
+        if live := self.experiments.runs.list(states=LIVE, limit=1):
+            return f"{live[0].id} is {live[0].state}"
+        between = [r.id for r in self.experiments.ledger.open() if r.state in MEASURING]
+        return f"{between[0]} is being measured" if between else None
 
     def _ask(self, record: CampaignRecord, proposal: Proposal) -> None:
         try:
@@ -384,7 +370,7 @@ class Campaigns:
         """`_changing` is held."""
         if record.state == "ended":
             return record
-        audit = FinalAudit(scores=record.audit.scores if record.audit else {})
+        audit = final_audit.anew(record.audit)
         return self.ledger.step(
             record, "ended", why, state="ended", ended_at=clock.now(), stopped_by=stopped_by, audit=audit
         )

@@ -35,6 +35,8 @@ class FinalAudit(Frozen):
     runs: list[str] = []
     scores: dict[str, float] = {}
     chosen_by: float | None = Field(None, description="the mean of the same runs on the text it was chosen by")
+    text: str | None = Field(None, description="names the audit text the scores are on")
+    opened_before: int = Field(0, description="openings of that text, but for those that gave these scores")
     tries: int = 0
     why: str = ""
     at: str | None = None
@@ -42,6 +44,11 @@ class FinalAudit(Frozen):
     @property
     def values(self) -> list[float]:
         return [self.scores[run] for run in self.runs if run in self.scores]
+
+    @property
+    def left(self) -> list[str]:
+        """The runs that are still to be scored."""
+        return [run for run in self.runs if run not in self.scores]
 
     def sentence(self) -> str:
         if self.state == "due":
@@ -51,10 +58,17 @@ class FinalAudit(Frozen):
         values = self.values
         spread = f", SD {statistics.stdev(values):.2g}" if len(values) > 1 else ""
         mean = statistics.fmean(values)
+        before = f"; the text had been opened {count(self.opened_before, 'time')} before: .lab/audits.jsonl"
         return (
             f"on the audit text, which no decision has seen, {self.experiment} has {self.metric} {mean:.6g} "
             f"(mean of {count(len(values), 'run')}{spread}; {self.chosen_by:.6g} on the text it was chosen by)"
+            f"{before if self.opened_before else ''}"
         )
+
+
+def anew(earlier: FinalAudit | None) -> FinalAudit:
+    """An audit that is due; what an earlier one scored is not scored again."""
+    return FinalAudit(scores=earlier.scores, text=earlier.text) if earlier else FinalAudit()
 
 
 def score(workspace: Workspace, run: str, by: str) -> dict[str, Any]:
@@ -72,17 +86,28 @@ def step(due: FinalAudit, best: ExperimentRecord | None, workspace: Workspace, b
     now = clock.now()
     if due.experiment is None:
         return _chosen(due, best, now)
-    left = [run for run in due.runs if run not in due.scores]
-    if not left:
-        return due.model_copy(update={"state": "done", "at": now})
+    if not due.left:
+        return due.model_copy(update={"state": "done", "at": now, "opened_before": _opened_before(due, workspace, by)})
+    run = due.left[0]
     try:
-        found = score(workspace, left[0], by)
+        found = score(workspace, run, by)
     except LabError as error:
         if isinstance(error, Unavailable) and due.tries + 1 < TRIES:
             raise
         why = f"the best could not be scored on the audit text: {error.problem}"
         return due.model_copy(update={"state": "failed", "why": why, "at": now})
-    return due.model_copy(update={"scores": {**due.scores, left[0]: float(found[due.metric])}, "tries": 0})
+    scores = {**due.scores, run: float(found[due.metric])}
+    return due.model_copy(update={"scores": scores, "text": found["data"], "tries": 0})
+
+
+def _opened_before(due: FinalAudit, workspace: Workspace, by: str) -> int:
+    """Openings of the text for anything else, by anybody else, or broken off before there was a score."""
+    from training.sealed.audit import openings
+
+    def own(opening: dict[str, Any]) -> bool:
+        return opening["run"] in due.runs and opening["by"] == by and due.metric in opening
+
+    return sum(opening["data"] == due.text and not own(opening) for opening in openings(workspace))
 
 
 def _chosen(due: FinalAudit, best: ExperimentRecord | None, now: str) -> FinalAudit:

@@ -133,11 +133,15 @@ def audit_campaign(workspace: Workspace, campaign: str) -> None:
     """Print how an ended campaign's best does on the audit text; have it scored where that was not done."""
     endpoint = connection.ensure_service(workspace)
     connection.request(endpoint, "POST", f"/api/campaigns/{quote(campaign, safe='')}/audit")
+    told = None
     while True:
-        answer = call(workspace, "run_campaign", {"action": "status", "campaign_id": campaign})
-        if (said := answer["campaigns"][0].get("audit")) != UNDER_WAY:
+        now = call(workspace, "run_campaign", {"action": "status", "campaign_id": campaign})["campaigns"][0]
+        if (said := now.get("audit")) != UNDER_WAY:
             console.print(f"{campaign}: {escape(str(said))}", soft_wrap=True)
             return
+        if (waits := now.get("waiting_for")) not in (None, told):
+            console.print(f"{campaign} waits: {escape(str(waits))}", soft_wrap=True)
+            told = waits
         time.sleep(POLL_S)
 
 

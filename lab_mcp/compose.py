@@ -94,6 +94,7 @@ def rounds(lab: Lab) -> list[Round]:
         [lab.runs.tick, lambda: lab.outbox.drain(documenting.notebook_round)],
         [lab.experiments.tick],
         [lab.campaigns.tick],
+        [lab.campaigns.tick_audits],
         [lab.reproductions.tick],
         [watch.tick],
         [lambda: lab.outbox.drain(documenting.memory_round)],

@@ -74,13 +74,15 @@ class CampaignBench(Bench):
     def opened(self, workspace: Any, run: str, by: str) -> dict[str, Any]:
         """The audit text scores every run a little worse than the text it was chosen by."""
         self.openings.append((run, by))
-        return {"run": run, "val_bpb": self.runs.records[run].summary["val_bpb"] + 0.01}
+        return {"run": run, "data": "text", "val_bpb": self.runs.records[run].summary["val_bpb"] + 0.01}
 
     def start(self, experiments: int = 5, **options: Any) -> CampaignRecord:
-        return self.campaigns.start("find a better learning rate", Budget(experiments=experiments), **options)
+        goal = options.pop("goal", "find a better learning rate")
+        return self.campaigns.start(goal, Budget(experiments=experiments), **options)
 
     def step(self) -> None:
         self.campaigns.tick()
+        self.campaigns.tick_audits()
         self.lab.tick()
         self.runs.step()
 

@@ -186,7 +186,7 @@ def test_proposals_that_come_to_nothing_pause_it(tmp_path: Path) -> None:
 
 
 def test_a_proposer_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.campaigns.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("experiments.tries.FIRST_PAUSE_S", 0.01)
     bench = scripted(tmp_path / "lab", Unavailable("the model's server is away"), rate(0.04))
     bench.start(1)
     bench.step()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from experiments_bench import Killed
 
 from experiments.campaign import Budget
 from experiments.campaign_ledger import CampaignLedger
+from experiments.final_audit import TRIES
 from lab_mcp.cli_models import refuse_while_deciding
+from training.runs.records import LIVE
+from workspace import durable
 from workspace.errors import LabError, Refused, Unavailable
 
 
@@ -153,8 +158,8 @@ def test_a_kill_opens_it_again_for_the_run_it_interrupted_only(bench: CampaignBe
 def test_an_audit_that_cannot_be_made_is_told(
     bench: CampaignBench, monkeypatch: pytest.MonkeyPatch, error: LabError, tries: int
 ) -> None:
-    monkeypatch.setattr("experiments.campaigns.FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr("experiments.campaigns.LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr("experiments.tries.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("experiments.tries.LONGEST_PAUSE_S", 0.0)
     asked = []
 
     def fails(workspace: Any, run: str, by: str) -> dict[str, Any]:
@@ -167,6 +172,90 @@ def test_an_audit_that_cannot_be_made_is_told(
     assert len(asked) == tries
     assert f"could not be scored on the audit text: {error.problem}" in str(bench.campaigns.look("camp-0001").audit)
     assert not bench.campaigns.busy()
+
+
+def ended_and_chosen(bench: CampaignBench) -> None:
+    """A campaign with a keep, its runs chosen, the first not yet scored."""
+    bench.start(1, proposer="assistant")
+    bench.lab.propose(claim(0.02), **bench.campaigns.admit("camp-0001"))
+    while bench.lab.busy() or bench.campaigns.ledger.list("running"):
+        bench.campaigns.tick()
+        bench.lab.tick()
+        bench.runs.step()
+    assert bench.campaigns.tick_audits() == 1 and bench.openings == []
+
+
+def test_it_waits_for_the_device_and_says_so(bench: CampaignBench) -> None:
+    ended_and_chosen(bench)
+    other = bench.lab.propose(claim(0.3))
+    while not (live := bench.runs.list(states=LIVE)):
+        bench.lab.tick()
+    for _ in range(2 * TRIES):
+        assert bench.campaigns.tick_audits() == 0
+    told = f"is made when the device is free: {live[0].id} is queued"
+    assert told in str(bench.campaigns.look("camp-0001").waiting_for) and bench.openings == []
+    bench.runs.step()
+    assert bench.campaigns.tick_audits() == 0, "another run of the experiment is to follow"
+    assert f"free: {other.id} is being measured" in str(bench.campaigns.look("camp-0001").waiting_for)
+    bench.run_out()
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and audit.state == "done" and audit.tries == 0
+    assert bench.campaigns.look("camp-0001").waiting_for is None
+
+
+def test_others_go_on_while_it_is_made(bench: CampaignBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, begun, go_on = bench.opened, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> dict[str, Any]:
+        begun.set()
+        assert go_on.wait(60)
+        return plain(*arguments)
+
+    monkeypatch.setattr(bench, "opened", slow)
+    bench.again()
+    ended_and_chosen(bench)
+    with ThreadPoolExecutor(1) as thread:
+        audit = thread.submit(bench.campaigns.tick_audits)
+        try:
+            assert begun.wait(60)
+            bench.start(1, goal="another", proposer="assistant")
+            bench.lab.propose(claim(0.3), **bench.campaigns.admit("camp-0002"))
+            while bench.campaigns.ledger.list("running"):
+                bench.step()
+            assert bench.campaigns.get("camp-0002").state == "ended" and not audit.done()
+        finally:
+            go_on.set()
+        assert audit.result(60) == 1
+    bench.run_out()
+    runs = [score.run for score in bench.lab.get("exp-0001").decisive()]
+    assert [run for run, _ in bench.openings] == runs, "each once"
+
+
+@pytest.mark.parametrize(
+    ("run", "by", "scored", "counts"),
+    [("run-0404", "ada", True, 1), ("run-0404", "camp-0001", True, 1), ("", "ada", True, 1),
+     ("", "camp-0001", False, 1), ("", "camp-0001", True, 0)],
+)  # fmt: skip
+def test_openings_before_are_told(bench: CampaignBench, run: str, by: str, scored: bool, counts: int) -> None:
+    """Of another run, by somebody else, or broken off: each saw the text. "" is a run of the best's own."""
+    ended_and_chosen(bench)
+    own = bench.lab.get("exp-0001").decisive()[0].run
+    opening = {"id": "1", "run": run or own, "by": by, "data": "text"} | ({"val_bpb": 1.0} if scored else {})
+    for record in (opening, opening | {"id": "2", "data": "another text"}):
+        durable.append_jsonl(bench.workspace.lab_dir / "audits.jsonl", record)
+    bench.run_out()
+    told = str(bench.campaigns.look("camp-0001").audit)
+    assert ("the text had been opened 1 time before: .lab/audits.jsonl" in told) == (counts > 0), told
+    assert ("opened" in told) == (counts > 0)
+
+
+def test_openings_before_are_told_after_an_extension_too(bench: CampaignBench) -> None:
+    ended_and_chosen(bench)
+    durable.append_jsonl(bench.workspace.lab_dir / "audits.jsonl", {"id": "1", "run": "r", "by": "ada", "data": "text"})
+    bench.run_out()
+    bench.campaigns.extend("camp-0001", Budget(experiments=1))
+    conclude(bench, 0.29)
+    assert "opened 1 time before" in str(bench.campaigns.look("camp-0001").audit)
 
 
 def test_a_running_campaign_is_not_audited(bench: CampaignBench) -> None:

@@ -32,8 +32,8 @@ KEY = "plain-words-that-are-secret"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr("experiments.campaigns.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr("experiments.campaigns.LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("experiments.tries.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("experiments.tries.LONGEST_PAUSE_S", 0.02)
     monkeypatch.setenv("LAB_MODEL_KEY", KEY)
 
 

@@ -16,6 +16,7 @@ from users_repository import git
 from experiments import lab, ref_locks
 from experiments.plumbing import GitFailed
 from experiments.record import ExperimentRecord
+from tools.experiments import view
 
 LOCK = Path(".git/refs/heads/lab/exp-0001.lock")
 
@@ -80,6 +81,7 @@ def test_a_lock_that_may_be_held_is_waited_for_in_sight_and_the_others_go_on(ben
     (line,) = [line for line in bench.lab.overview().running if line.experiment == "exp-0001"]
     assert str(line.progress).startswith("waits: git update-ref failed") and "exp-0001.lock is" in str(line.progress)
     assert "delete .git/refs/heads/lab/exp-0001.lock" in str(line.progress)
+    assert view(bench.lab.list()[1]).waiting_for == str(line.progress).removeprefix("waits: ")
     bench.finish()
     record, other = bench.lab.get("exp-0001"), bench.lab.get("exp-0002")
     assert lock.exists(), "it is too young for anybody to say that nobody holds it"

@@ -158,6 +158,7 @@ async def test_a_campaign_whose_budget_is_used_up_is_a_completed_task(opened: La
         await begin(client, "run_campaign", start)
         while opened.campaigns.busy():
             await anyio.to_thread.run_sync(opened.campaigns.tick)
+            await anyio.to_thread.run_sync(opened.campaigns.tick_audits)
         state = await ask(client.session, "tasks/get", "camp-0001")
         assert state.status == "completed" and "budget of 1e-09 hours is used up" in state.status_message
         assert state.result["structuredContent"]["campaigns"][0]["state"] == "ended"

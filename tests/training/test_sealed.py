@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 from training_support import metrics, run_folder, small, summary, train, workspace_with_text
@@ -17,7 +22,7 @@ from training.failure import NotANumber
 from training.loader import IGNORED
 from training.sealed import audit, scoring, vault
 from training.sealed.model_process import Logits, Shape
-from workspace.errors import LabError, Refused
+from workspace.errors import LabError, Refused, Unavailable
 from workspace.layout import Workspace
 
 BYTES = np.array([1, 2, 4, 0], dtype=np.int32)  # the last id is BOS
@@ -236,3 +241,72 @@ def test_an_audit_is_another_score_and_is_recorded(honest: Workspace) -> None:
     with pytest.raises(LabError, match="run-0404"):
         audit.audit(honest, "run-0404", by="a test")
     assert len(audit.openings(honest)) == 1
+    (honest.lab_dir / audit.RECORDS).unlink()
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(lambda who: audit.audit(honest, "honest", by=who), ("a service", "a person"))
+    assert first == second and audit.openings(honest) == [first], "asked for twice at once, it is opened once"
+
+
+FRAIL = (
+    "import os, pathlib, signal, sys, time\nfrom training.model import GPT\n"
+    "class Frail(GPT):\n"
+    "    def forward(self, tokens):\n"
+    "        if sys.modules['__main__'].__spec__.name == 'training.sealed.child':\n"
+    "            if pathlib.Path({flag!r}).exists():\n"
+    "                {fate}\n"
+    "        return super().forward(tokens)\n"
+    "def build_model(config):\n    return Frail(config)\n"
+)
+
+
+def frail(workspace: Workspace, fate: str) -> Path:
+    """The run `frail`, whose model meets its `fate` while it is scored, as long as the file that is given exists."""
+    flag = workspace.root / "flag"
+    recipe(workspace, FRAIL.format(flag=str(flag), fate=fate))
+    done = train(run_folder(workspace, small(), "frail"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    flag.touch()
+    return flag
+
+
+def test_a_model_process_that_was_killed_may_be_asked_again(workspace: Workspace) -> None:
+    flag = frail(workspace, "os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(Unavailable, match="the model's process was ended by SIGKILL"):
+        audit.audit(workspace, "frail", by="a test")
+    flag.unlink()
+    assert audit.audit(workspace, "frail", by="a test")["val_bpb"] > 0
+    assert ["val_bpb" in opening for opening in audit.openings(workspace)] == [False, True], "both are on record"
+
+
+def test_a_model_that_fails_by_itself_is_refused(workspace: Workspace) -> None:
+    frail(workspace, "raise ValueError('never again')")
+    with pytest.raises(Refused, match="never again"):
+        audit.audit(workspace, "frail", by="a test")
+
+
+def test_an_audit_ends_with_the_process_that_asked_for_it(workspace: Workspace) -> None:
+    """Killed without a word, and the model hangs besides."""
+    frail(workspace, "time.sleep(1000)")
+    asks = (
+        "import sys, pathlib\nfrom training.sealed.audit import audit\nfrom workspace.layout import Workspace\n"
+        "audit(Workspace(pathlib.Path(sys.argv[1])), 'frail', by='a test')\n"
+    )
+
+    def ours() -> list[str]:
+        found = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+        return [line[4] for line in found if len(line) > 5 and str(workspace.root) in " ".join(line[5:])]
+
+    with subprocess.Popen([sys.executable, "-P", "-c", asks, str(workspace.root)]) as asker:
+        wait_until(lambda: sorted(ours()) == ["training.sealed.audit", "training.sealed.child"])
+        asker.kill()
+    wait_until(lambda: ours() == [])
+    with pytest.raises(Unavailable, match="more than 5 s"):
+        audit.audit(workspace, "frail", by="a test", timeout_s=5)
+    wait_until(lambda: ours() == [])
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

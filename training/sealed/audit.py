@@ -2,18 +2,24 @@
 
     python -P -s -m training.sealed.audit WORKSPACE RUN --by WHO
 
-prints one JSON object: the record of this opening, or {"error"}. Records are kept in `.lab/audits.jsonl`: one before
-the text is opened, so that no opening goes unseen, and one with the score. A run that was scored by the same code on
-the same text is not scored again: the record is that of the earlier opening.
+prints one JSON object: the record of this opening, or {"error", "again"}. Records are kept in `.lab/audits.jsonl`: one
+before the text is opened, so that no opening goes unseen, and one with the score. A run that was scored by the same
+code on the same text is not scored again: the record is that of the earlier opening. One audit of a workspace is made
+at a time, and one that `audit` has started ends with the process that asked for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +42,43 @@ RECORDS = "audits.jsonl"
 def audit(workspace: Workspace, run: str, *, by: str, timeout_s: float | None = None) -> dict[str, Any]:
     """Have a process of its own score `run` on the audit text; the record: run, by, time, val_bpb, val_loss, ...
 
-    Blocks. Raises `LabError` when the run cannot be audited, `Unavailable` when that takes more than `timeout_s`.
+    Blocks; the process ends with this one, whatever ends it. Raises `Refused` when the run cannot be audited,
+    `Unavailable` when that takes more than `timeout_s` or something outside ended it, so that it may be tried again.
     """
-    command = python_command("training.sealed.audit", str(workspace.root), run, "--by", by)
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"the audit of {run} took more than {timeout_s:g} s") from error
-    answer: dict[str, Any] | None = None
-    if done.stdout.strip():
-        answer = json.loads(done.stdout.splitlines()[-1])
+    command = python_command("training.sealed.audit", str(workspace.root), run, "--by", by, "--until-asker-ends")
+    said, complaint, code = _run(command, f"the audit of {run}", timeout_s)
+    answer: dict[str, Any] | None = json.loads(said.splitlines()[-1]) if said.strip() else None
     if answer is None:
-        raise Unavailable(f"the audit of {run} ended with exit code {done.returncode}", fix=done.stderr.strip()[-300:])
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        raise Unavailable(f"the audit of {run} {how}", fix=complaint.strip()[-300:] or None)
     if "error" in answer:
-        raise Refused(answer["error"])
+        raise (Unavailable if answer["again"] else Refused)(answer["error"])
     return answer
+
+
+def _run(command: list[str], what: str, timeout_s: float | None) -> tuple[str, str, int]:
+    """stdout, stderr and exit code of a process that lives as long as the other end of its stdin, in a group of its
+    own: the model's process, which may hang, goes with it."""
+    asker, ours = os.pipe()
+    try:
+        try:
+            process = subprocess.Popen(
+                command, stdin=asker, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+        finally:
+            os.close(asker)
+        with process:
+            try:
+                said, complaint = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired as error:
+                raise Unavailable(f"{what} took more than {timeout_s:g} s") from error
+            finally:
+                if process.poll() != 0:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+    finally:
+        os.close(ours)
+    return said, complaint, process.returncode
 
 
 def openings(workspace: Workspace) -> list[dict[str, Any]]:
@@ -78,17 +106,38 @@ def open_and_score(workspace: Workspace, run: str, by: str) -> dict[str, Any]:
         raise Refused(f"the prepared data are not those of {run}", fix="run the recipe again")
     seal = scoring.Seal.take(data)
     asked = {"run": run, "data": data.meta["key"], "code": seal.code}
-    for earlier in openings(workspace):
-        if "val_bpb" in earlier and all(earlier.get(name) == value for name, value in asked.items()):
-            return earlier
-    record: dict[str, Any] = {"id": os.urandom(8).hex(), "time": clock.now(), "by": by, **asked}
-    durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
-    candidate = scoring.Candidate(folder / CHECKPOINTS, job.recipe_dir, summary["dtype"]["used"], job.config)
-    ids = audit_ids(data, workspace.cache_dir)
-    result = scoring.evaluate(candidate, data, ids, data.meta["bytes"]["audit"])
-    record |= result.as_json()
-    durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
+    with _one_at_a_time(workspace):
+        for earlier in openings(workspace):
+            if "val_bpb" in earlier and all(earlier.get(name) == value for name, value in asked.items()):
+                return earlier
+        record: dict[str, Any] = {"id": os.urandom(8).hex(), "time": clock.now(), "by": by, **asked}
+        durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
+        candidate = scoring.Candidate(folder / CHECKPOINTS, job.recipe_dir, summary["dtype"]["used"], job.config)
+        ids = audit_ids(data, workspace.cache_dir)
+        result = scoring.evaluate(candidate, data, ids, data.meta["bytes"]["audit"])
+        record |= result.as_json()
+        durable.append_jsonl(workspace.lab_dir / RECORDS, record, sync=True)
     return record
+
+
+@contextlib.contextmanager
+def _one_at_a_time(workspace: Workspace) -> Iterator[None]:
+    """Two that ask for the same run at once would open the text twice: the second waits, and finds the score."""
+    workspace.locks_dir.mkdir(parents=True, exist_ok=True)
+    with (workspace.locks_dir / "audit.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with_the_asker() -> None:
+    """Kill this process and the model's, its group, once nobody holds the other end of stdin any more."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,13 +145,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("workspace", type=Path)
     parser.add_argument("run")
     parser.add_argument("--by", required=True, help="who asked")
+    parser.add_argument("--until-asker-ends", action="store_true", help="end when stdin does; leads a process group")
     options = parser.parse_args(arguments)
+    if options.until_asker_ends:
+        _end_with_the_asker()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the recipe's code prints is not the answer
     try:
         record = open_and_score(Workspace(options.workspace.resolve()), options.run, options.by)
     except (LabError, Told) as error:
-        print(json.dumps({"error": str(error)}), file=answers)
+        # killed from outside, often for memory that others held: that says nothing of the run
+        again = error.failure.kind == "signal" if isinstance(error, Told) else isinstance(error, Unavailable)
+        print(json.dumps({"error": str(error), "again": again}), file=answers)
         return 1
     print(json.dumps(record), file=answers)
     return 0

@@ -82,8 +82,13 @@ class ModelProcess:
         waiting: deque[tuple[int, int]] = deque()
         for number, tokens in enumerate(batches):
             slot = number % SLOTS
-            self._ours.send_bytes(json.dumps({"slot": slot, "rows": len(tokens)}).encode())
-            self._ours.send_bytes(np.ascontiguousarray(tokens, dtype=np.int64).tobytes())
+            try:
+                self._ours.send_bytes(json.dumps({"slot": slot, "rows": len(tokens)}).encode())
+                self._ours.send_bytes(np.ascontiguousarray(tokens, dtype=np.int64).tobytes())
+            except (BrokenPipeError, ConnectionResetError):
+                while waiting:  # what it had said before it ended, its own failure above all
+                    self._answer(*waiting.popleft())
+                raise self._died() from None
             waiting.append((slot, len(tokens)))
             if len(waiting) == SLOTS:
                 yield self._answer(*waiting.popleft())
