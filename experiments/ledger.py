@@ -81,11 +81,18 @@ class Ledger:
             _insert_score(tx, record, score)
 
     def advance(
-        self, record: ExperimentRecord, step: Step, *, best: Best | None = None, also: Post | None = None
+        self,
+        record: ExperimentRecord,
+        step: Step,
+        *,
+        best: Best | None = None,
+        void: Sequence[Score] = (),
+        also: Post | None = None,
     ) -> ExperimentRecord:
         """Store `record` in its new state together with the step that led there; `also` runs in the transaction.
 
-        A cancellation that was asked for meanwhile is kept, and so is another wording of the hypothesis.
+        Scores in `void` go: they are made anew. A cancellation that was asked for meanwhile is kept, and so is another
+        wording of the hypothesis.
         """
         with self.database.transaction() as tx:
             row = tx.execute("SELECT document FROM experiments WHERE id = ?", (record.id,)).fetchone()
@@ -93,12 +100,18 @@ class Ledger:
             changed = record.model_copy(
                 update={
                     "steps": [*record.steps, step],
+                    "scores": [score for score in record.scores if score not in void],
                     "cancelled_by": record.cancelled_by or now.cancelled_by,
                     "versions": now.versions,
                 }
             )
             self._update(tx, changed)
             _insert_step(tx, record.id, len(record.steps), step)
+            for score in void:
+                tx.execute(
+                    "DELETE FROM scores WHERE experiment = ? AND role = ? AND replicate = ?",
+                    (record.id, score.role, score.index),
+                )
             if best is not None:
                 tx.execute("INSERT OR REPLACE INTO experiment_facts VALUES ('best', ?)", (best.model_dump_json(),))
             if also is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments import folder, gate
 from experiments.controls import canary_speeds, noise_of_session, slowed_run
+from experiments.interruptions import Interruption, before_the_pairs, in_a_pair, name_of, times_anew, too_often
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.plumbing import GitFailed
@@ -145,23 +146,52 @@ class Machine:
         for role, index in wanted(*progress):
             arm = record.control if role == "control" else record.candidate
             name = f"{role}/{index + 1}"
-            void = _done(record, f"void {name}")
-            run = self._start(record, name + "/anew" * void, role, arm, _seeded(_seed(record, index)))
+            again = times_anew(record.steps, name)
+            key = f"{name}/anew" + (f"-{again}" if again > 1 else "") if again else name
+            run = self._start(record, key, role, arm, _seeded(_seed(record, index)))
             if run.ended:
                 if why := slowed_run(self.ledger, record, run.summary, self.machine()):
-                    return self._void(record, name, f"run {run.id}: {why}", again=void)
+                    return self._void(record, name, f"run {run.id}: {why}")
                 score = self._score(record, role, index, run)
                 if isinstance(score, Refusal):
                     return self._end(record, score)
                 scores.append(score)
+        if scores and (paused := self._interruption(record, scores)) is not None:
+            return self._interrupted(record, paused)
         return self.ledger.add_scores(record, scores) if scores else record
 
-    def _void(self, record: ExperimentRecord, name: str, why: str, *, again: bool) -> ExperimentRecord:
+    def _void(self, record: ExperimentRecord, name: str, why: str) -> ExperimentRecord:
         """A run on a slowed machine says nothing in a budget of seconds: once it is made anew, twice is the end."""
-        if not again:
+        if not _done(record, f"void {name}"):
             return self._step(record, f"void {name}", {"why": why})
         sentence = f"Invalid: the machine was slowed, twice in a row ({why})."
         return self._end(record, Refusal("invalid", sentence, "propose it again when nothing else uses the machine"))
+
+    def _interruption(self, record: ExperimentRecord, new: list[Score]) -> Interruption | None:
+        """A pause that makes what was measured before it void. Where both looks before the pairs are over, only the
+        two runs of a pair are compared."""
+        scores = [*record.scores, *new]
+        if not _done(record, "look 2"):
+            session = next(step for step in reversed(record.steps) if step.name == "controls")
+            return before_the_pairs(scores, session.at, clock.now())
+        return in_a_pair(scores, [(score.role, score.index) for score in new], record.rule.min_controls)
+
+    def _interrupted(self, record: ExperimentRecord, paused: Interruption) -> ExperimentRecord:
+        """Make anew what lies before a pause. Before the pairs the session is looked at anew, too: what it knew of the
+        parent's level is as old."""
+        if too_often(record, paused):
+            sentence = f"Invalid: it was interrupted again and again ({paused.why})."
+            advice = "propose it again when the machine stays awake and nothing else comes between its runs"
+            return self._end(record, Refusal("invalid", sentence, advice))
+        names = [name_of(score) for score in paused.void]
+        data: dict[str, Any] = {"why": paused.why, "void": names, "runs": [score.run for score in paused.void]}
+        if paused.session:
+            data["session"] = noise_of_session(self.ledger, record, self.machine()).model_dump(mode="json")
+        anew = ", ".join(names) or "the parent"
+        note = f"{paused.why[0].upper()}{paused.why[1:]}: {anew} measured anew."
+        noted = record.model_copy(update={"notes": [*record.notes, note]})
+        step = Step(name="controls" if paused.session else "pause", at=clock.now(), data=data)
+        return self.ledger.advance(noted, step, void=paused.void)
 
     def _score(self, record: ExperimentRecord, role: Role, index: int, run: RunRecord) -> Score | Refusal:
         refusal = self._failure(run, f"{role} run {run.id}")
@@ -296,8 +326,9 @@ def _seed(record: ExperimentRecord, index: int) -> int:
 
 
 def _session(record: ExperimentRecord) -> SessionNoise:
-    """As it was when the experiment began to measure."""
-    return SessionNoise.model_validate(next(s for s in record.steps if s.name == "controls").data["session"])
+    """As it was when the experiment began to measure, or began anew after a pause."""
+    step = next(step for step in reversed(record.steps) if step.name == "controls")
+    return SessionNoise.model_validate(step.data["session"])
 
 
 def _seeded(seed: int) -> Callable[[Arm], TrainingConfig]:
