@@ -109,7 +109,7 @@ def kill(pid: int) -> None:
 
 def end_everything(workspace: Workspace) -> None:
     """Supervisors first (they name the workspace in their command), then every process carrying a run's tag."""
-    if not any(workspace.runs_dir.glob("run-*")):
+    if not (workspace.runs_dir / ".last-id").exists() and not any(workspace.runs_dir.glob("run-*")):
         return
     while left := processes_of(workspace.root):
         for process in left:

@@ -42,15 +42,16 @@ class TrainingLoader:
         self._starts = starts if len(starts) and starts[0] == 0 else np.concatenate([[0], starts])
         self._ends = np.append(self._starts[1:], len(ids))
         self._order = self._order_of(0)
-        self.state = LoaderState()
-        self._pack_group()
+        self.state = LoaderState()  # of what was given out
+        self._ahead: tuple[Rows, LoaderState] | None = None  # rows made already, and the state when they are given out
+        self._pack_group(self.state)
 
     def _order_of(self, epoch: int) -> tuple[int, NDArray[np.int64]]:
         return epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self._starts))
 
-    def _pack_group(self) -> None:
+    def _pack_group(self, state: LoaderState) -> None:
         """Pack the documents from `state.group` on; what is then left over waits for the next group or epoch."""
-        state, room = self.state, self.context + 1
+        self._packed, room = replace(state, position=0), self.context + 1
         if self._order[0] != state.epoch:
             self._order = self._order_of(state.epoch)
         order = self._order[1]
@@ -76,12 +77,25 @@ class TrainingLoader:
 
     def next(self, count: int) -> Rows:
         """The next `count` rows, (count, context + 1)."""
+        if self._ahead is not None and len(self._ahead[0]) != count:
+            self._go_to(self.state)
+        rows, self.state = self._ahead or self._make(count)
+        self._ahead = None
+        return rows
+
+    def read_ahead(self, count: int) -> None:
+        """Make the rows that `next(count)` will give, while a device computes; until then `state` is what it was."""
+        if self._ahead is None:
+            self._ahead = self._make(count)
+
+    def _make(self, count: int) -> tuple[Rows, LoaderState]:
+        """The rows after those given out, and the state after them."""
         rows = np.empty((count, self.context + 1), dtype=np.int64)
-        position = self.state.position
+        state, position = self.state, self.state.position
         for i in range(count):
             while position >= len(self._rows):
-                self.state, position = self._next, 0
-                self._pack_group()
+                state, position = self._next, 0
+                self._pack_group(state)
             at = 0
             for start, length, cut in self._rows[position]:
                 if cut:
@@ -90,8 +104,7 @@ class TrainingLoader:
                 rows[i, at : at + length] = self.ids[start : start + length]
                 at += length
             position += 1
-        self.state = replace(self.state, position=position)
-        return rows
+        return rows, replace(state, position=position)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.state) | {"seed": self.seed, "length": len(self.ids)}
@@ -103,10 +116,12 @@ class TrainingLoader:
         if "group" not in state:
             raise DataProblem("the checkpoint's rows were packed by an older version", fix="start a new run")
         over = tuple(Piece(*piece) for piece in state["over"])
-        packed = replace(self.state, position=state["position"])
-        self.state = LoaderState(state["epoch"], state["group"], state["position"], over)
-        if self.state != packed:
-            self._pack_group()
+        self._go_to(LoaderState(state["epoch"], state["group"], state["position"], over))
+
+    def _go_to(self, state: LoaderState) -> None:
+        self.state, self._ahead = state, None
+        if replace(state, position=0) != self._packed:
+            self._pack_group(state)
 
 
 def evaluation_rows(

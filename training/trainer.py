@@ -74,6 +74,7 @@ class Trainer:
         self.loss_of = self.group.averaged(self.model, self._loss_function())
         ids = data.ids("train")
         self.loader = TrainingLoader(ids, config.data.context, data.tokenizer.bos, config.seed)
+        self.everyones_rows = config.batch.rows * self.group.world  # of one part of a step
         self.byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths())
         self.clock = Clock(self.config, self.flops_per_token)
         self.smooth_loss = 0.0
@@ -154,6 +155,7 @@ class Trainer:
         grad_norm = self._gradient_norm(measure=due)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.loader.read_ahead(self.everyones_rows)  # while the device computes what it was given
         value = loss.item()  # waits for the device
         took = time.perf_counter() - started
         self.clock.steps += 1
@@ -180,8 +182,7 @@ class Trainer:
 
     def _gradients(self, next_rows: Any) -> Tensor:
         """Accumulate the gradients of one step; the mean loss, still on the device."""
-        everyones_rows = self.config.batch.rows * self.group.world
-        parts = self.config.batch.tokens // (everyones_rows * self.config.data.context)
+        parts = self.config.batch.tokens // (self.everyones_rows * self.config.data.context)
         total = torch.zeros((), device=self.backend.device)
         self._forward_seconds = 0.0
         for part in range(parts):
@@ -197,7 +198,7 @@ class Trainer:
         return total
 
     def _next_rows(self) -> tuple[Tensor, Tensor]:
-        return self._to_device(self.group.own(self.loader.next(self.config.batch.rows * self.group.world)))
+        return self._to_device(self.group.own(self.loader.next(self.everyones_rows)))
 
     def _to_device(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Rows (B, T + 1) as inputs and targets (B, T) on the device."""

@@ -315,6 +315,26 @@ def _restored(ids: NDArray[np.integer], before: int, after: int) -> None:
     np.testing.assert_array_equal(first.next(after), second.next(after))
 
 
+@settings(max_examples=40, deadline=None)
+@given(calls=st.lists(st.tuples(st.sampled_from(["next", "ahead", "restore"]), st.integers(1, 9)), max_size=14))
+@pytest.mark.parametrize("group", [30, 2**21])
+def test_rows_made_ahead_are_those_that_come(group: int, calls: list[tuple[str, int]]) -> None:
+    """Nor does the state move before they are given out, whatever is made ahead, dropped or gone back to."""
+    ids = np.arange(100) % 50
+    ids[[0, 13, 40, 55, 90]] = 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.loader.GROUP_TOKENS", group)
+        ahead, plain = TrainingLoader(ids, 8, 50, seed=3), TrainingLoader(ids, 8, 50, seed=3)
+        for call, count in calls:
+            if call == "next":
+                np.testing.assert_array_equal(ahead.next(count), plain.next(count))
+            elif call == "ahead":
+                ahead.read_ahead(count)
+            else:
+                ahead.load_state_dict(json.loads(json.dumps(ahead.state_dict())))
+            assert ahead.state_dict() == plain.state_dict()
+
+
 def test_going_back_within_a_group_packs_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = TrainingLoader(np.arange(100), 8, 100, seed=3)
     before = loader.state_dict()

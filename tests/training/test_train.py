@@ -168,6 +168,40 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(
     assert steps == sorted(set(steps))
 
 
+def test_the_next_rows_are_made_while_the_device_computes_and_not_lost_in_a_stop_within_a_step(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are there when the loss has been waited for; the checkpoint is of those that were trained on."""
+    from training.trainer import Trainer
+
+    whole = run_folder(workspace, small(), "whole")
+    agree, ready = Trainer._agree, []
+
+    def after_the_wait(self: Trainer, loss: float, took: float) -> tuple[float, float]:
+        assert self.loader._ahead is not None
+        ready.append(len(self.loader._ahead[0]))
+        return agree(self, loss, took)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_agree", after_the_wait)
+        assert train_here(whole) == 0
+    assert ready == [4] * 6
+    halved = run_folder(workspace, small(), "halved")
+    next_rows, asked = Trainer._next_rows, []
+
+    def stop_then(self: Trainer) -> Any:
+        asked.append(1)
+        self.stop_requested = len(asked) == 5  # the first part of the third step
+        return next_rows(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_next_rows", stop_then)
+        assert train_here(halved) == 75
+    assert open_checkpoint(halved).step == 2
+    assert train_here(halved, "--resume") == 0
+    assert same(weights(whole), weights(halved))
+
+
 def test_sigterm_ends_with_a_checkpoint_and_another_run_can_go_on_from_it(workspace: Workspace) -> None:
     config = small(budget__amount=100_000)
     folder = run_folder(workspace, config)
