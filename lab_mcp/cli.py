@@ -77,8 +77,7 @@ def serve(
         raise LabError(
             f"this workspace is already served by process {endpoint.identity.pid}", fix="nothing, or `lab-mcp shutdown`"
         )
-    service.set_up_logging(found)
-    raise typer.Exit(service.serve(found))
+    raise typer.Exit(service.run(found))
 
 
 @app.command(hidden=True)

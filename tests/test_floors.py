@@ -29,9 +29,10 @@ HEAVY = (
 # What the parts of the service import as they start, and what must answer at once: the bridge, the keeper, the
 # supervisor of a run. A module that is not there yet is left out.
 STARTS = [
-    "lab_mcp.service", "lab_mcp.bridge", "lab_mcp.keeper", "lab_mcp.cli", "lab_mcp.compose", "lab_mcp.doctor",
-    "lab_mcp.initialise", "tools.server", "training.config", "training.telemetry", "training.hardware.devices",
-    "training.runs.manager", "training.runs.supervisor", "rag.client", "sessions.notebook", "experiments.lab",
+    "lab_mcp.service", "lab_mcp.server", "lab_mcp.bridge", "lab_mcp.keeper", "lab_mcp.cli", "lab_mcp.compose",
+    "lab_mcp.doctor", "lab_mcp.initialise", "tools.server", "training.config", "training.telemetry",
+    "training.hardware.devices", "training.runs.manager", "training.runs.supervisor", "rag.client",
+    "sessions.notebook", "experiments.lab",
 ]  # fmt: skip
 STANDARD_LIBRARY_ONLY = [
     "workspace.clock", "workspace.durable", "workspace.errors", "workspace.interpreter", "workspace.process",

@@ -177,7 +177,7 @@ def test_a_damaged_service_file_hinders_nobody(lab: Workspace, content: str) -> 
 
 
 def test_the_log_stays_bounded_while_others_have_it_open(tmp_path: Path) -> None:
-    from lab_mcp.service import bound_log
+    from lab_mcp.service_log import bound_log
 
     file = tmp_path / "service.log"
     with file.open("ab", buffering=0) as keepers:
