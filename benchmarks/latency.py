@@ -35,15 +35,26 @@ def shut_down(workspace: Workspace) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def cold_start(workspace: Workspace, era: str) -> tuple[float, float]:
-    """Seconds from starting `lab-mcp mcp`, no service alive, to its first answer and to the list of tools."""
+def cold_start(workspace: Workspace, era: str, *, first: bool = True) -> tuple[float, float]:
+    """Seconds from starting `lab-mcp mcp`, no service alive, to its first answer and to the list of tools.
+
+    The `first` start in a workspace has no greeting that the bridge could give from memory.
+    """
     shut_down(workspace)
-    (workspace.cache_dir / "greeting.json").unlink(missing_ok=True)  # nothing is answered from memory
+    if first:
+        (workspace.cache_dir / "greeting.json").unlink(missing_ok=True)
     started = time.perf_counter()
     with Conversation(workspace, era) as lab:
         replied = time.perf_counter() - started
         lab.request("tools/list", {})
         return replied, time.perf_counter() - started
+
+
+def import_sdk() -> float:
+    """Seconds of a process that only imports what any server made with the SDK imports."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-P", "-s", "-c", "import mcp.server, uvicorn"], check=True)
+    return time.perf_counter() - started
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -141,6 +152,9 @@ def main() -> None:
             cold = [cold_start(workspace, era) for _ in range(COLD_STARTS)]
             results[f"cold start to first reply, {era}"] = summary([replied for replied, _ in cold])
             results[f"cold start to the list of tools, {era}"] = summary([listed for _, listed in cold])
+        again = [cold_start(workspace, ERAS[1], first=False) for _ in range(COLD_STARTS)]
+        results[f"every later cold start to first reply, {ERAS[1]}"] = summary([replied for replied, _ in again])
+        results["importing the MCP SDK's server and nothing else"] = summary([import_sdk() for _ in range(COLD_STARTS)])
         results |= warm(workspace)
         results |= lists_and_logs(workspace)
         shut_down(workspace)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what they need is imported while the service is already sta
 
 ATTEMPTS = 6  # to have one request answered, each with a service brought back in between
 PASSIVE_POLL_S = 0.5
-PATIENCE_S = 1.5  # with a service that is starting; Claude Code has twice as much
+PATIENCE_S = 0.5  # with a service that is starting: one that lives answers far sooner
 LISTEN = "subscriptions/listen"
 
 
