@@ -1,7 +1,8 @@
 """What the service says first, remembered by the bridge: a client is answered while the service is still starting.
 
 Claude Code waits three seconds for the answer to `server/discover` and then takes the older protocol, without tasks; a
-busy machine needs longer than that to start a service, and any machine longer than a person should wait. The answer is the same for every service of a version.
+busy machine needs longer than that to start a service, and any machine longer than a person should wait. The answer is
+the same for every service of a version.
 """
 
 from __future__ import annotations
