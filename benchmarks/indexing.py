@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from rag.client import Memory
 from rag.documents import chunks, files
 from rag.embedding import embedder as embedding
 from rag.engine import Engine
-from rag.indexer import BATCH
+from rag.indexer import BATCH, MOST_AT_ONCE
 from workspace import durable
 from workspace.layout import Workspace
 from workspace.settings import Settings
@@ -43,7 +43,8 @@ from tests_support import end_all
 PAPERS, PAGES = 12, 20
 DOCUMENTS = 10_000
 KILLS = 50
-RATE_TEXTS = 150
+RATE_TEXTS = 150  # paragraphs
+RATE_NOTES = 200
 WRONG = ("missing", "too_many", "twice", "miscounted", "stale")
 ROUNDS = 5  # of embedder and indexer, in turn: a shared machine drifts
 
@@ -92,29 +93,57 @@ def papers() -> dict[str, Any]:
 
 
 def rate() -> dict[str, Any]:
-    """Passages a second of the indexer beside the bare embedder's, the same texts in the same batches, in turn."""
-    known = sentences()
-    chance = random.Random(7)
-    bare, whole = [], []
+    """Passages a second of the indexer beside the bare embedder's, the same texts in batches as large, in turn: one
+    long text, and many short notes."""
     with workspace() as lab:
         model = embedding.load(embedding.PACKAGED_MODEL, lab.cache_dir)
         engine = Engine(lab, embedding.PACKAGED_MODEL, 0.3, load=lambda: model)
         engine.indexer.wait_idle(120)
-        for number in range(ROUNDS):
-            text = "\n\n".join(" ".join(chance.choices(known, k=6)) for _ in range(RATE_TEXTS))
-            file = lab.papers_dir / f"round-{number}.txt"
-            file.write_text(text)
-            searchable = [f"round-{number}\n{chunk.text}" for chunk in chunks.cut(files.read(file).blocks)]
-            started = time.monotonic()
-            for first in range(0, len(searchable), BATCH):
-                model.embed(searchable[first : first + BATCH])
-            bare.append(len(searchable) / (time.monotonic() - started))
-            before = engine.generations.building.store.count()
-            started = time.monotonic()
-            assert engine.index([f"papers/{file.name}"], 300).state == "done"
-            seconds = time.monotonic() - started
-            whole.append((engine.generations.building.store.count() - before) / seconds)
-        engine.close(10)
+        chance, known = random.Random(7), sentences()
+        return {
+            "long": rounds_of(engine, model, long_text(chance, known)),
+            "short": rounds_of(engine, model, short_notes(chance, known)),
+        }
+
+
+Writer = Callable[[Path], list[str]]  # fills a folder; what there is to embed
+
+
+def long_text(chance: random.Random, known: list[str]) -> Writer:
+    def write(folder: Path) -> list[str]:
+        file = folder / "text.txt"
+        file.write_text("\n\n".join(" ".join(chance.choices(known, k=6)) for _ in range(RATE_TEXTS)))
+        return [f"text\n{chunk.text}" for chunk in chunks.cut(files.read(file).blocks)]
+
+    return write
+
+
+def short_notes(chance: random.Random, known: list[str]) -> Writer:
+    def write(folder: Path) -> list[str]:
+        texts = []
+        for number in range(RATE_NOTES):
+            text = f"Note {number} of {folder.name}. {' '.join(chance.choices(known, k=chance.choice([1, 1, 2, 3])))}"
+            (folder / f"note-{number}.txt").write_text(text)
+            texts.append(f"note-{number}\n{text}")
+        return texts
+
+    return write
+
+
+def rounds_of(engine: Engine, model: embedding.Embedder, write: Writer) -> dict[str, Any]:
+    bare, whole = [], []
+    for _ in range(ROUNDS):
+        folder = Path(tempfile.mkdtemp(dir=engine.workspace.papers_dir))
+        searchable = write(folder)
+        started = time.monotonic()
+        for batch in batches(searchable):
+            model.embed(batch)
+        bare.append(len(searchable) / (time.monotonic() - started))
+        before = engine.generations.building.store.count()
+        started = time.monotonic()
+        assert engine.index([engine.workspace.relative(folder)], 300).state == "done"
+        seconds = time.monotonic() - started
+        whole.append((engine.generations.building.store.count() - before) / seconds)
     ratios = sorted(b / a for a, b in zip(bare, whole, strict=True))
     return {
         "embedder_per_s": round(max(bare), 1),
@@ -122,6 +151,18 @@ def rate() -> dict[str, Any]:
         "ratio_median": round(ratios[len(ratios) // 2], 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
+
+
+def batches(texts: list[str]) -> Iterator[list[str]]:
+    """As large as the indexer's."""
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if sum(map(len, batch)) >= BATCH or len(batch) == MOST_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def documents(count: int) -> dict[str, Any]:
@@ -183,8 +224,15 @@ def table(results: dict[str, Any]) -> str:
         what = f"{found['papers']} PDFs, {found['pages']} pages, {found['passages']} passages"
         row(found, what, f"{found['seconds']} s", "12 of 20 pages under 60 s")
     if found := results.get("rate"):
-        pair = f"{found['indexer_per_s']} against {found['embedder_per_s']} passages a second"
-        row(found, f"indexer beside the bare embedder: {pair}", f"{found['ratio_median']:.1%}", "at least 95 %")
+        for name, about in (("long", "a long text"), ("short", f"{RATE_NOTES} short notes")):
+            one = found[name]
+            pair = f"{one['indexer_per_s']} against {one['embedder_per_s']} passages a second"
+            row(
+                found,
+                f"indexer beside the bare embedder, {about}: {pair}",
+                f"{one['ratio_median']:.1%}",
+                "at least 95 %",
+            )
     if found := results.get("documents"):
         what = f"worker's memory while indexing {found['documents']:,} documents ({found['seconds']} s)"
         row(found, what, f"{found['peak_mib']:,} MiB", "under 1,500 MB")

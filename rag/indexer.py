@@ -1,13 +1,16 @@
-"""The indexing thread: takes pending documents from the catalogue, cuts, embeds and stores their passages."""
+"""The indexing thread: takes pending documents from the catalogue, cuts, embeds and stores their passages.
+
+Passages of several documents are embedded together, so that many short ones cost no more than one long one. A document
+in whose hand the process died is taken alone the next time: what kills a reader is to be known by its name.
+"""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +25,8 @@ from rag.scan import SHELF_PREFIX, fingerprint, given_by, path_of
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
-BATCH = 8  # passages embedded at once; larger ones are no faster on a CPU and make notes and searches wait
+BATCH = 8 * chunks.TARGET  # characters embedded at once; more is no faster on a CPU and makes notes and searches wait
+MOST_AT_ONCE = 64  # passages, however short
 FLUSH_EVERY_S = 10.0
 IDLE_S = 0.3  # without anything to do for so long: flush
 log = logging.getLogger(__name__)
@@ -36,6 +40,23 @@ def start_of(date: str) -> float | None:
     except ValueError:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+@dataclass(eq=False)
+class _Open:
+    """A document in hand: its passages are taken one after the other, over several batches if need be."""
+
+    entry: Entry
+    abstract: str  # the bibliography's entry about it
+    passages: Iterator[Passage]
+    ahead: Passage | None  # the one taken next; None at the end
+    taken: int = 0
+
+    def take(self) -> Passage:
+        assert self.ahead is not None
+        passage, self.ahead = self.ahead, next(self.passages, None)
+        self.taken += 1
+        return passage
 
 
 class Indexer:
@@ -78,10 +99,10 @@ class Indexer:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                if self._one():
-                    self.error = ""
+                if self._round() or self._stopping.is_set():
                     continue
                 self._finish()
+                self.error = ""
             except Exception as error:  # the thread must outlive any failure of one round; status shows it
                 log.exception("indexing failed; trying again")
                 known = isinstance(error, LabError)
@@ -94,25 +115,83 @@ class Indexer:
         except Exception:  # what was not flushed is indexed again at the next start
             log.exception("the index could not be flushed at the end")
 
-    def _one(self, above: int = -1) -> bool:
-        """Do the next document; False when there is none."""
-        catalogue = self.generations.building.catalogue
-        entry = catalogue.next(above=above)
-        if entry is None:
-            return False
-        before, self.current = self.current, entry.source
+    def _round(self, above: int = -1) -> bool:
+        """Take documents in hand, as many as make a batch, until none is left over; False when nothing is pending."""
+        hand: list[_Open] = []
+        before, found = self.current, False
         try:
-            if entry.state == "removing":
-                self._remove(entry)
-            else:
-                self._index(entry)
+            while batch := self._gather(hand, above):
+                found = True
+                priority = hand[0].entry.priority
+                self.current = hand[0].entry.source
+                self._store(hand, batch)
+                self.error = ""
+                self._told()
+                if self._stopping.is_set() or not hand:
+                    break
+                self._urgent(priority)
         finally:
             self.current = before
+            if hand:
+                self.generations.building.catalogue.put_back(one.entry for one in hand)
+        return found
+
+    def _gather(self, hand: list[_Open], above: int) -> list[tuple[_Open, Passage]]:
+        """The next batch, of the documents in hand and of others that are taken until it is full."""
+        batch: list[tuple[_Open, Passage]] = []
+        room = BATCH
+        for one in self._documents(hand, above):
+            try:
+                while one.ahead is not None and room > 0 and len(batch) < MOST_AT_ONCE:
+                    batch.append((one, one.take()))
+                    room -= len(batch[-1][1].text)
+            except Exception as error:  # noqa: BLE001  cutting this one failed, not the others
+                hand.remove(one)
+                room += sum(len(passage.text) for other, passage in batch if other is one)
+                batch = [(other, passage) for other, passage in batch if other is not one]
+                self._unreadable(one.entry, error)
+            if room <= 0 or len(batch) >= MOST_AT_ONCE:
+                break
+        return batch
+
+    def _documents(self, hand: list[_Open], above: int) -> Iterator[_Open]:
+        """Those in hand, then those that may be embedded with them: as urgent, and neither held to be dangerous."""
+        yield from list(hand)
+        while not self._stopping.is_set() and not any(one.entry.attempts for one in hand):
+            entry = self.generations.building.catalogue.next(above=above, without=[one.entry.id for one in hand])
+            if entry is None or (hand and (entry.attempts or entry.priority != hand[0].entry.priority)):
+                return
+            if entry.state == "removing":
+                self._remove(entry)
+                continue
+            self.current = entry.source
+            one = self._opened(entry)
+            if one is not None:
+                hand.append(one)
+                yield one
+
+    def _store(self, hand: list[_Open], batch: list[tuple[_Open, Passage]]) -> None:
+        """Embed and store a batch; what is complete with it leaves the hand, and what changed meanwhile, too."""
+        building = self.generations.building
+        standing = building.catalogue.standing([one.entry for one in hand])
+        hand[:] = [one for one in hand if one.entry.id in standing]
+        passages = [passage for one, passage in batch if one in hand]
+        if not passages:
+            return
+        building.store.upsert(passages, self._embedder().embed([passage.searchable for passage in passages]))
+        self._dirty = True
+        complete = [one for one in hand if one.ahead is None]
+        for one in complete:
+            building.store.delete(one.entry.id, from_number=one.taken)
+        building.catalogue.written_all((one.entry, one.taken, one.abstract) for one in complete)
+        hand[:] = [one for one in hand if one.ahead is not None]
+
+    def _told(self) -> None:
+        """After each step: whoever waits for the end looks again, and the disk gets what is due."""
         with self._idle:
             self._idle.notify_all()
         if time.monotonic() - self._last_flush > FLUSH_EVERY_S:
             self._flush()
-        return True
 
     def _finish(self) -> None:
         """Nothing is pending: flush, and swap a rebuilt generation in."""
@@ -136,57 +215,51 @@ class Indexer:
         self.generations.building.store.delete(entry.id)
         self.generations.building.catalogue.removed(entry)
         self._dirty = True
+        self._told()
 
-    def _index(self, entry: Entry) -> None:
-        building = self.generations.building
+    def _opened(self, entry: Entry) -> _Open | None:
+        """Read a document; None when it cannot be, which is recorded with the reason."""
         try:
-            if not building.catalogue.opening(entry):
+            if not self.generations.building.catalogue.opening(entry):
                 raise Unreadable("reading it ended the memory process several times")
             document = self._read(entry)
             entry, abstract = self._joined(entry, document.details)
             passages = self._passages(entry, document)
-            first = list(itertools.islice(passages, BATCH))
-            building.catalogue.opened(entry)
-        except (Unreadable, OSError) as error:
-            reason = str(error) if isinstance(error, Unreadable) else f"it cannot be read ({error.strerror})"
-            self._fail(entry, reason)
-            return
-        except Exception as error:  # a parser's own failure is this document's, not the others'
-            log.exception("reading %s failed", entry.source)
-            self._fail(entry, f"it cannot be read ({type(error).__name__}: {error})"[:300])
-            return
-        if not first:
-            self._fail(entry, "it holds no text")
-            return
-        count = 0
-        batch = first
-        while batch:
-            building.store.upsert(batch, self._embedder().embed([passage.searchable for passage in batch]))
-            self._dirty = True
-            count += len(batch)
-            if self._stopping.is_set():
-                return
-            self._urgent(entry)
-            batch = list(itertools.islice(passages, BATCH))
-        building.store.delete(entry.id, from_number=count)
+            first = next(passages, None)
+            if first is None:
+                raise Unreadable("it holds no text")
+        except LabError:  # of what went on beside the reading: the store, not this document
+            self.generations.building.catalogue.put_back([entry])
+            raise
+        except Exception as error:  # noqa: BLE001  a parser's own failure is this document's, not the others'
+            self._unreadable(entry, error)
+            return None
         details = self._complete(entry, document.details)
         entry = replace(entry, title=details.title, date=details.date, tags=details.tags)
-        building.catalogue.written(entry, count, abstract=abstract)
+        return _Open(entry, abstract, passages, first)
 
-    def _fail(self, entry: Entry, reason: str) -> None:
+    def _unreadable(self, entry: Entry, error: Exception) -> None:
+        if isinstance(error, Unreadable):
+            reason = str(error)
+        elif isinstance(error, OSError):
+            reason = f"it cannot be read ({error.strerror})"
+        else:
+            log.error("reading %s failed", entry.source, exc_info=error)
+            reason = f"it cannot be read ({type(error).__name__}: {error})"[:300]
         self.generations.building.store.delete(entry.id)
         self.generations.building.catalogue.failed(entry, reason)
         self._dirty = True
+        self._told()
 
     def _read(self, entry: Entry) -> Document:
         if entry.path is None:
             return text.read_markdown(clean(entry.body or ""))
         path = path_of(entry.path, self.workspace)
-        return files.read(path, self.workspace.root, breathe=lambda: self._urgent(entry))
+        return files.read(path, self.workspace.root, breathe=lambda: self._urgent(entry.priority))
 
-    def _urgent(self, entry: Entry) -> None:
+    def _urgent(self, priority: int) -> None:
         """A note or an experiment does not wait for a long paper."""
-        while entry.priority == 0 and not self._stopping.is_set() and self._one(above=0):
+        while priority == 0 and not self._stopping.is_set() and self._round(above=0):
             pass
 
     def _joined(self, entry: Entry, found: Details) -> tuple[Entry, str]:

@@ -19,7 +19,7 @@ from workspace.database import Database
 
 State = Literal["pending", "written", "done", "failed", "removing"]
 BIBTEX_KEY = "bibtex"  # in the details of a document that is a bibliography's entry
-READ_ATTEMPTS = 5  # times a document may be open while the process dies before it is held to be the cause
+READ_ATTEMPTS = 5  # times a document may be in hand while the process dies before it is held to be the cause
 TABLES = [
     """
     CREATE TABLE documents (
@@ -141,42 +141,66 @@ class Catalogue:
         row = self._database.one("SELECT * FROM documents WHERE id = ?", (document,))
         return None if row is None else _entry(row)
 
-    def next(self, *, above: int = -1) -> Entry | None:
-        """The next document to index or remove, of a priority over `above`; handed-over ones before files."""
+    def next(self, *, above: int = -1, without: Sequence[str] = ()) -> Entry | None:
+        """The next document to index or remove, of a priority over `above`; handed-over ones before files.
+
+        `without` are the ids of those in hand already.
+        """
+        marks = ", ".join("?" for _ in without)
+        # of each state the first one by the index: sorting all that waits would cost more than embedding a short one
+        first = (
+            "SELECT * FROM (SELECT * FROM documents WHERE state = '{}' AND priority > ?"
+            f" AND id NOT IN ({marks}) ORDER BY priority DESC, revision LIMIT 1)"
+        )
         row = self._database.one(
-            "SELECT * FROM documents WHERE state IN ('pending', 'removing') AND priority > ?"
-            " ORDER BY priority DESC, revision LIMIT 1",
-            (above,),
+            f"{first.format('pending')} UNION ALL {first.format('removing')} ORDER BY priority DESC, revision LIMIT 1",
+            (above, *without) * 2,
         )
         return None if row is None else _entry(row)
 
+    def standing(self, entries: Sequence[Entry]) -> set[str]:
+        """The ids of those that are still to be indexed as they were when they were taken."""
+        marks = ", ".join("?" for _ in entries)
+        rows = self._database.query(
+            f"SELECT id, revision FROM documents WHERE state = 'pending' AND id IN ({marks})",
+            [entry.id for entry in entries],
+        )
+        revisions = {row["id"]: row["revision"] for row in rows}
+        return {entry.id for entry in entries if revisions.get(entry.id) == entry.revision}
+
     def opening(self, entry: Entry) -> bool:
-        """Count an attempt at reading; False when the process died at it too often."""
+        """Count an attempt at a document; False when the process died at it too often."""
         with self._progress.transaction() as tx:
             tx.execute("UPDATE documents SET attempts = attempts + 1 WHERE id = ?", (entry.id,))
         return entry.attempts < READ_ATTEMPTS
 
-    def opened(self, entry: Entry) -> None:
+    def put_back(self, entries: Iterable[Entry]) -> None:
+        """They were taken and not finished, and the process lives: the attempt does not count."""
         with self._progress.transaction() as tx:
-            tx.execute("UPDATE documents SET attempts = 0 WHERE id = ?", (entry.id,))
+            tx.executemany("UPDATE documents SET attempts = 0 WHERE id = ?", [(entry.id,) for entry in entries])
 
     def written(self, entry: Entry, chunks: int, *, abstract: str = "") -> None:
-        """All passages are in the store. Without effect when the document was put again meanwhile.
+        """`written_all` of one document."""
+        self.written_all([(entry, chunks, abstract)])
 
-        `abstract` names the bibliography's entry about it: a document no more from this moment on.
+    def written_all(self, documents: Iterable[tuple[Entry, int, str]]) -> None:
+        """All passages of these are in the store, so many of each. Without effect on one that was put again meanwhile.
+
+        The last of each names the bibliography's entry about it, if any: a document no more from this moment on.
         """
+        standing = "SELECT 1 FROM documents WHERE id = ? AND path IS NULL AND state <> 'removing'"
         with self._progress.transaction() as tx:
-            effect = tx.execute(
-                "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, details = ?, hash = ?,"
-                " chunks = ?, reason = '' WHERE id = ? AND revision = ?",
-                (
-                    *(entry.title, entry.date, json.dumps(entry.tags), json.dumps(entry.details), entry.hash),
-                    *(chunks, entry.id, entry.revision),
-                ),
-            ).rowcount
-            standing = "SELECT 1 FROM documents WHERE id = ? AND path IS NULL AND state <> 'removing'"
-            if effect and tx.execute(standing, (abstract,)).fetchone():
-                self._removing(tx, abstract)
+            for entry, chunks, abstract in documents:
+                effect = tx.execute(
+                    "UPDATE documents SET state = 'written', title = ?, date = ?, tags = ?, details = ?, hash = ?,"
+                    " chunks = ?, attempts = 0, reason = '' WHERE id = ? AND revision = ?",
+                    (
+                        *(entry.title, entry.date, json.dumps(entry.tags), json.dumps(entry.details), entry.hash),
+                        *(chunks, entry.id, entry.revision),
+                    ),
+                ).rowcount
+                if effect and abstract and tx.execute(standing, (abstract,)).fetchone():
+                    self._removing(tx, abstract)
 
     def failed(self, entry: Entry, reason: str) -> None:
         with self._progress.transaction() as tx:
