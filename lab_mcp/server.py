@@ -39,9 +39,9 @@ from workspace import clock, durable, process
 from workspace.errors import LabError
 from workspace.layout import Workspace
 
-MCP_PATH = "/mcp"
+MCP_PATH, HEALTH_PATH = "/mcp", "/healthz"
 TICK_S = 0.5
-WARM_UP_AFTER_S = 3.0
+WARM_UP_AFTER_S, UNASKED_S = 0.3, 3.0  # memory is brought up: after the first answer, or with nobody asking
 KEEPER_CHECK_S = 5.0
 HEARTBEAT_S = 30.0
 GRACEFUL_SHUTDOWN_S = 2  # open event streams would block SIGTERM for ever otherwise
@@ -75,6 +75,7 @@ class Service:
         self.started_in = _inode(lab.workspace.lab_dir)
         self.round_threads: anyio.CapacityLimiter | None = None
         self.keeper_check_at = self.heartbeat_at = 0.0  # monotonic seconds of the next
+        self.answered = anyio.Event()  # somebody's first question
         self.failures: dict[object, tuple[str, float]] = {}  # part -> what failed last, when that was logged
 
     def application(self) -> Any:
@@ -95,7 +96,7 @@ class Service:
                 group.cancel_scope.cancel()
 
         routes = [
-            Route("/healthz", self._health, methods=["GET"]),
+            Route(HEALTH_PATH, self._health, methods=["GET"]),
             Route("/api/tools/{name}", self._call, methods=["POST"]),
             Route("/api/shutdown", self._shutdown, methods=["POST"]),
             Route("/api/browser-link", self._browser_link, methods=["POST"]),
@@ -165,8 +166,14 @@ class Service:
                     self.remote_server.should_exit = True
 
     async def _warm_up(self) -> None:
-        """What makes the first search quick, once the first answers of a cold start are out."""
-        await anyio.sleep(WARM_UP_AFTER_S)
+        """What makes the first search quick, once the first answers of a cold start are out.
+
+        Before them it would take a core from the imports a client is waiting for; the moment after them is the
+        earliest that costs nobody anything, and seconds before an assistant has thought of its first search.
+        """
+        with anyio.move_on_after(UNASKED_S):
+            await self.answered.wait()
+            await anyio.sleep(WARM_UP_AFTER_S)
         await anyio.to_thread.run_sync(self.lab.memory.start)
 
     async def _round(self, work: compose.Round) -> None:
@@ -231,6 +238,8 @@ class _Front:
             await app(scope, receive, send)
         finally:
             self.service.open_requests -= 1
+            if scope["path"] != HEALTH_PATH:
+                self.service.answered.set()
             self.service.last_used = time.monotonic()
 
 

@@ -1,7 +1,7 @@
 """The lab's memory as the service sees it: starts the worker process, asks it, starts it again when it died.
 
 Light to import; the index and the embedding model live in the worker only. Every call is synchronous, thread-safe
-and bounded in time.
+and bounded in time. A worker that died comes back with the next call, and by itself when documents wait for it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, TimeoutError
 from pathlib import Path
 from typing import IO, Any
 
 from rag import protocol, query
+from rag.index.inspect import work_waits
 from rag.records import Hit, IndexReport, Listing, MemoryStatus, Opening, Rankings, SearchPage
 from workspace import interpreter
-from workspace.errors import Refused, Unavailable
+from workspace.errors import LabError, Refused, Unavailable
 from workspace.layout import Workspace
 from workspace.settings import Settings
 
@@ -29,6 +30,8 @@ __all__ = ["Hit", "IndexReport", "Listing", "Memory", "MemoryStatus", "SearchPag
 START_S = 60.0  # an index of a large lab, or a model through torch, takes its time to open
 ANSWER_S = 30.0
 ATTEMPTS = 3
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a worker that died is started again without being asked
+HEALTHY_S = 60.0  # a worker that lived this long resets the pause
 LOG_LIMIT = 4 << 20  # bytes
 MOST_LISTED = 200
 LONGEST_TEXT = 4_000_000  # characters of one added text
@@ -42,7 +45,10 @@ class _Died(Exception):
 class _Worker:
     """One worker process and the calls it has not answered yet."""
 
-    def __init__(self, workspace: Workspace, settings: Settings) -> None:
+    def __init__(self, workspace: Workspace, settings: Settings, died: Callable[[], None]) -> None:
+        self.opened = False  # it has the index; `died` is called when it ends after that without being told to
+        self._died = died
+        self._ending = False
         self._guard = threading.Lock()
         self._pending: dict[int, Future[Any]] = {}
         self._last = 0
@@ -110,9 +116,12 @@ class _Worker:
         for future in waiting:
             future.set_exception(_Died())
         self.process.wait()
+        if self.opened and not self._ending:
+            self._died()
 
     def end(self, timeout_s: float) -> None:
         """Close its stdin and wait for it to close the index; kill it after `timeout_s`."""
+        self._ending = True
         with self._guard, contextlib.suppress(OSError):
             self._input.close()
         try:
@@ -134,23 +143,48 @@ class Memory:
         self.settings = settings
         self._worker: _Worker | None = None
         self._guard = threading.Lock()
-        self._closed = False
+        self._closing = threading.Event()
+        self._died = threading.Event()  # a worker ended that was not told to, or there is to be none any more
 
     def start(self) -> None:
-        """Start the worker in the background, so that the first search finds it ready."""
-        threading.Thread(target=self._warm_up, name="memory-start", daemon=True).start()
+        """Start the worker in the background, so that the first search finds it ready, and see to it that it comes
+        back while documents wait."""
+        threading.Thread(target=self._look_after, name="memory-keeper", daemon=True).start()
 
-    def _warm_up(self) -> None:
+    def _look_after(self) -> None:
+        """Start the worker again when it died with work left, each time later. A document that kills it is given up
+        after some attempts (`rag.indexer`); a death with nothing to do (for lack of main memory, say) is left at
+        that until somebody asks."""
+        pause, came_up = FIRST_PAUSE_S, self._came_up()
+        while True:
+            if came_up:
+                since = time.monotonic()
+                self._died.wait()
+                pause = FIRST_PAUSE_S if time.monotonic() - since > HEALTHY_S else pause
+            self._died.clear()
+            if self._closing.wait(pause):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+            came_up = self.worker_pid is not None or not work_waits(self.workspace.index_dir) or self._came_up()
+
+    def _came_up(self) -> bool:
+        """Start the worker where there is none; False when it died at that. One that refuses to start is not tried
+        again: the first real call will tell the same."""
         try:
             self._running()
-        except (Unavailable, Refused) as error:  # the first real call will tell the same
+        except (_Died, OSError) as error:  # OSError: no process can be made this moment
+            log.warning("the memory worker ended while it started%s", f" ({error})" if str(error) else "")
+            return False
+        except LabError as error:
             log.warning("memory could not be started: %s", error)
+        return True
 
     def close(self, timeout_s: float = 8.0) -> None:
         """End the worker; the index is closed properly. Calls after this are refused."""
         with self._guard:
-            self._closed = True
+            self._closing.set()
             worker, self._worker = self._worker, None
+        self._died.set()
         if worker is not None:
             worker.end(timeout_s)
 
@@ -268,13 +302,13 @@ class Memory:
 
     def _running(self) -> _Worker:
         with self._guard:
-            if self._closed:
+            if self._closing.is_set():
                 raise Unavailable("memory is closed: the service is ending")
             if self._worker is not None and self._worker.alive:
                 return self._worker
             if self._worker is not None:
                 self._worker.end(0.0)
-            worker = _Worker(self.workspace, self.settings)
+            worker = _Worker(self.workspace, self.settings, self._died.set)
             try:
                 rag = self.settings.rag
                 worker.call("open", rag.model_dump(mode="json"), START_S)
@@ -282,6 +316,9 @@ class Memory:
                 worker.end(0.0)
                 raise
             self._worker = worker
+            worker.opened = True
+            if not worker.alive:  # it ended in between
+                self._died.set()
             return worker
 
 

@@ -41,3 +41,18 @@ def index_state(folder: Path) -> IndexState | None:
         return IndexState(model, schema, 0, 0, f"its catalogue cannot be read ({error})")
     failed = states.pop("failed", 0)
     return IndexState(model, schema, sum(states.values()), failed, "" if told == "ok" else told)
+
+
+def work_waits(folder: Path) -> bool:
+    """Whether documents are still to be indexed or removed, or places to be looked at. Not known counts as yes: the
+    process that opens the index says what is wrong with it."""
+    documents = "SELECT 1 FROM documents WHERE state IN ('pending', 'written', 'removing') LIMIT 1"
+    try:
+        current = durable.read_json(folder / CURRENT)
+        if current is None or len(list(folder.glob("generation-*"))) > 1:  # the first one, or a new one, is being made
+            return True
+        file = folder / str(current["folder"]) / "catalogue.db"
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=1.0)) as catalogue:
+            return any(catalogue.execute(query).fetchone() for query in (documents, "SELECT 1 FROM looks LIMIT 1"))
+    except (sqlite3.Error, OSError, ValueError, KeyError):
+        return True

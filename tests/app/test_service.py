@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rag_support import eventually
 from tests_support import processes_of
 
 from lab_mcp import connection
+from rag.index.inspect import work_waits
 from training.runs.waking import ASKED_AT
 from workspace import interpreter, process
 from workspace.errors import LabError
@@ -266,3 +268,20 @@ def test_without_home(lab: Workspace, command) -> None:
         check=False,
     )
     assert answer.returncode == 0, answer.stderr
+
+
+def test_memory_comes_up_after_the_first_answer_and_again_by_itself_while_documents_wait(lab: Workspace) -> None:
+    def workers() -> list[int]:
+        return [each.pid for each in processes_of(lab.root) if "rag.worker" in each.cmdline()]
+
+    endpoint = connection.ensure_service(lab)
+    assert connection.request(endpoint, "POST", "/api/tools/gpu_status", {})
+    eventually(workers)
+    (lab.papers_dir / "herd.txt").write_text(" ".join(f"Herd {n} of wildebeest migrates." for n in range(2000)))
+    report = connection.request(endpoint, "POST", "/api/tools/rag_index", {"wait_s": 0})
+    assert report["state"] == "indexing"
+    before = workers()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: workers() and workers() != before, 120)
+    eventually(lambda: not work_waits(lab.index_dir), 120)

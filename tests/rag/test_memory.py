@@ -7,12 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from rag_support import eventually, pdf
 
 from rag import client
 from rag.client import Memory
+from rag.embedding.embedder import PACKAGED_MODEL, Embedder
+from rag.engine import Engine
+from rag.index.catalogue import Entry
+from rag.index.inspect import work_waits
 from workspace import process
 from workspace.errors import LabError, NotFound, Refused, Unavailable
 from workspace.layout import Workspace
@@ -163,6 +169,86 @@ def test_a_closed_memory_refuses_and_a_slow_one_says_so(memory: Memory) -> None:
     memory.close()
     with pytest.raises(Unavailable, match="closed"):
         memory.search("x")
+
+
+def test_a_worker_that_dies_comes_back_by_itself_while_documents_wait(
+    memory: Memory, papers: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
+    memory.start()
+    eventually(lambda: memory.worker_pid is not None)
+    (papers.papers_dir / "herd.txt").write_text(" ".join(f"Herd {n} of wildebeest migrates." for n in range(2000)))
+    assert memory.index(wait_s=0).state == "indexing"
+    killed = memory.worker_pid
+    os.kill(killed or 0, signal.SIGKILL)
+    eventually(lambda: memory.worker_pid not in (None, killed))
+    eventually(lambda: not work_waits(papers.index_dir))
+    second = memory.worker_pid
+    eventually(lambda: memory.status().state == "ready")
+    assert memory.worker_pid == second and memory.search("wildebeest migrate").hits
+
+
+def test_a_death_with_nothing_left_to_do_is_left_at_that_until_somebody_asks(
+    memory: Memory, papers: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, starts, start = threading.Event(), [], memory._came_up
+
+    def counted() -> bool:
+        starts.append(memory.worker_pid)
+        return start()
+
+    def watched(folder: Path) -> bool:
+        try:
+            return work_waits(folder)
+        finally:
+            looked.set()
+
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "work_waits", watched)
+    monkeypatch.setattr(memory, "_came_up", counted)
+    memory.start()
+    eventually(lambda: memory.worker_pid is not None)
+    eventually(lambda: not work_waits(papers.index_dir))
+    os.kill(memory.worker_pid or 0, signal.SIGKILL)
+    assert looked.wait(60)
+    time.sleep(0.2)  # it would be starting by now
+    assert starts == [None] and memory.worker_pid is None
+    assert memory.search("how many tokens for each parameter").hits
+
+
+def test_a_worker_that_dies_at_every_start_is_started_ever_later(
+    memory: Memory, papers: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted without a clock: the pauses are noted instead of waited for."""
+    pauses: list[float] = []
+
+    class Closing(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0.0)
+            return len(pauses) > 10
+
+    def dies() -> None:
+        raise client._Died
+
+    monkeypatch.setattr(memory, "_closing", Closing())
+    monkeypatch.setattr(memory, "_running", dies)
+    monkeypatch.setattr(client, "work_waits", lambda folder: True)
+    memory._look_after()
+    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert pauses[6:] == [client.LONGEST_PAUSE_S] * 5
+
+
+def test_whether_work_waits_is_read_from_the_catalogue(papers: Workspace, embedder: Embedder) -> None:
+    assert work_waits(papers.root / "nowhere")
+    assert not work_waits(papers.index_dir)
+    engine = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder)
+    engine.indexer.stop(10)
+    engine.add(Entry("note-1", "note", "Note", "note-1", "", body="A wombat digs."))
+    assert work_waits(papers.index_dir)
+    assert engine.close(10)
+    catalogue = next(papers.index_dir.glob("generation-*")) / "catalogue.db"
+    catalogue.write_bytes(b"damaged")
+    assert work_waits(papers.index_dir)
 
 
 @pytest.mark.slow  # sentence-transformers takes its time to import
