@@ -306,16 +306,18 @@ class Campaigns:
         try:
             after = final_audit.step(due, best, self.workspace, record.id, self.score)
         except Unavailable:
-            self.ledger.audited(record, due.model_copy(update={"tries": due.tries + 1}))
+            with self._changing:
+                now = self.get(record.id)
+                if not _is_still(now, due):
+                    return False  # it is no longer asked for
+                self.ledger.audited(now, due.model_copy(update={"tries": due.tries + 1}))
             raise
         with self._changing:
             now = self.get(record.id)
-            if now.state == "ended":
-                self.ledger.audited(record, after)
+            if now.state == "ended" and _is_still(now, due):
+                self.ledger.audited(now, after)
             elif now.audit is not None:  # extended meanwhile: what was seen is kept, so that it is not looked at again
-                scores = {**now.audit.scores, **after.scores}
-                kept = {"state": "due", "scores": scores, "text": after.text}
-                self.ledger.audited(record, now.audit.model_copy(update=kept))
+                self.ledger.audited(now, now.audit.model_copy(update=final_audit.seen(after, now.audit)))
         return True
 
     def _device_is_used(self) -> str | None:
@@ -374,6 +376,11 @@ class Campaigns:
         return self.ledger.step(
             record, "ended", why, state="ended", ended_at=clock.now(), stopped_by=stopped_by, audit=audit
         )
+
+
+def _is_still(now: CampaignRecord, due: final_audit.FinalAudit) -> bool:
+    """Is what was due still to be audited, or has an extension made it that of an earlier end?"""
+    return now.audit is not None and (now.audit.experiment, now.audit.runs) == (due.experiment, due.runs)
 
 
 def _proposer(name: str) -> ProposerName:

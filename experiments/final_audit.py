@@ -71,6 +71,11 @@ def anew(earlier: FinalAudit | None) -> FinalAudit:
     return FinalAudit(scores=earlier.scores, text=earlier.text) if earlier else FinalAudit()
 
 
+def seen(after: FinalAudit, audit: FinalAudit) -> dict[str, Any]:
+    """What a step that came too late adds to the audit that is due by now: its scores."""
+    return {"state": "due", "scores": {**audit.scores, **after.scores}, "text": after.text or audit.text}
+
+
 def score(workspace: Workspace, run: str, by: str) -> dict[str, Any]:
     """By the trainer's own process. Raises `LabError` where the run cannot be audited."""
     from training.sealed.audit import audit

@@ -97,6 +97,41 @@ def test_what_was_scored_while_it_was_extended_is_not_opened_again(
     assert sorted(run for run, _ in bench.openings) == sorted(runs), "each once"
 
 
+def extended_to_another_end(bench: CampaignBench) -> None:
+    """One more experiment, which becomes the best, while the audit's thread is busy."""
+    bench.campaigns.extend("camp-0001", Budget(experiments=1))
+    bench.lab.propose(claim(0.039), **bench.campaigns.admit("camp-0001"))
+    while bench.lab.busy() or bench.campaigns.ledger.list("running"):
+        bench.step()
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_score_that_comes_after_another_end_does_not_take_its_place(
+    bench: CampaignBench, monkeypatch: pytest.MonkeyPatch, scored: bool
+) -> None:
+    monkeypatch.setattr("experiments.tries.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("experiments.tries.LONGEST_PAUSE_S", 0.0)
+    plain, asked = bench.opened, list[str]()
+
+    def late(workspace: Any, run: str, by: str) -> dict[str, Any]:
+        asked.append(run)
+        if len(asked) == 1:
+            extended_to_another_end(bench)
+            if not scored:
+                raise Unavailable("no memory is left")
+        return plain(workspace, run, by)
+
+    monkeypatch.setattr(bench, "opened", late)
+    bench.again()
+    conclude(bench, 0.012)
+    view, audit = bench.campaigns.look("camp-0001"), bench.campaigns.get("camp-0001").audit
+    assert audit is not None and (audit.state, audit.tries) == ("done", 0)
+    assert view.best == audit.experiment == "exp-0002" and "exp-0002 has val_bpb" in str(view.audit)
+    newer = [score.run for score in bench.lab.get("exp-0002").decisive()]
+    assert asked[1:] == newer, "of the earlier end nothing more is opened"
+    assert (asked[0] in audit.scores) == scored, "and what was seen of it is kept"
+
+
 def test_what_was_kept_beside_the_best_is_not_reported(tmp_path: Path) -> None:
     """Two measured at once against one parent: the first to end becomes the best, the other is kept beside it."""
     bench = CampaignBench(tmp_path / "lab", slots=2)
