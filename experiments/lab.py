@@ -310,17 +310,18 @@ class Experiments:
             log.warning("%s ends without git after %d tries: %s", record.id, GIT_TRIES, error)
             return self.machine.without_git(record, error)
 
-    def _waits(self, record: ExperimentRecord, what: str) -> None:
-        """Note what is missing, and let it rest for a while, longer each time."""
+    def _waits(self, record: ExperimentRecord, what: str, error: Exception) -> None:
+        """Note what is missing, and let it rest for a while, longer each time. Only failures of git's are counted."""
         pause = min(2 * self._pauses.get(record.id, (0.0, FIRST_PAUSE_S / 2))[1], LONGEST_PAUSE_S)
         self._pauses[record.id] = (time.monotonic() + pause, pause)
-        self.ledger.wait(record.id, record.waits_since or clock.now(), what, record.waits_tries + 1)
+        tries = record.waits_tries + 1 if isinstance(error, GitFailed) else 0
+        self.ledger.wait(record.id, record.waits_since or clock.now(), what, tries)
 
     def _waited_too_long(self, record: ExperimentRecord, error: Unavailable) -> ExperimentRecord | None:
         """Note what is missing; an experiment without a verdict is given up after a day of it."""
         waited_s = clock.seconds_between(record.waits_since, clock.now()) if record.waits_since else 0.0
         if waited_s < LONGEST_WAIT_S or record.state in ENDING:
-            self._waits(record, str(error))
+            self._waits(record, str(error), error)
             return None  # what was measured is not thrown away
         hours = f"{waited_s / 3600:.0f} hours"
         refusal = Refusal("invalid", f"Invalid: for {hours} it could not go on: {error.problem}", error.fix)
@@ -332,7 +333,7 @@ class Experiments:
         refused = isinstance(error, LabError)
         what = str(error) if refused else f"the lab failed at {record.state} ({type(error).__name__})"
         if record.state in ENDING:  # what was measured is not thrown away: it is tried again until it succeeds
-            self._waits(record, what)
+            self._waits(record, what, error)
             return None
         if not refused and count < FAILURES:
             return None

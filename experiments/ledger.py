@@ -146,7 +146,7 @@ class Ledger:
             )
 
     def wait(self, experiment: str, since: str | None, what: str | None, tries: int = 0) -> None:
-        """Note what an experiment has been waiting for since when, and how often it was tried; None: for nothing."""
+        """Note what an experiment has been waiting for since when, and how often git failed; None: for nothing."""
         with self.database.transaction() as tx:
             tx.execute(
                 "UPDATE experiments SET document = json_set(document, '$.waits_since', ?, '$.waits_for', ?,"

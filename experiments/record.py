@@ -126,7 +126,7 @@ class ExperimentRecord(Frozen):
     cancelled_by: str | None = None
     waits_since: str | None = Field(None, description="since when something outside the lab is missing")
     waits_for: str | None = Field(None, description="what is missing, in words")
-    waits_tries: int = Field(0, description="how often it has tried to go on meanwhile")
+    waits_tries: int = Field(0, description="how often in a row git has failed meanwhile")
     is_best: bool = False
     yardstick: str | None = Field(None, description="names budget, text and evaluation the scores were taken with")
     runs: list[str] = Field([], description="its own runs, borrowed controls not counted")

@@ -44,12 +44,14 @@ class Recording:
     def decide(self, record: ExperimentRecord, lost: GitFailed | None = None) -> ExperimentRecord:
         """Commit, then in one transaction: the verdict, the new best, and the message that tells others.
 
-        `lost`: why there is to be no commit. Raises `GitFailed`.
+        `lost`: why no commit can be made; where the candidate's is there, it stays that one. Raises `GitFailed`.
         """
         made = self.runs.list(experiment=record.id, limit=200)
         commit, notes, advice = None, list(record.notes), record.advice
         if lost is not None:
-            notes.append(f"Its commit could not be made ({lost.problem}). The verdict stands without one.")
+            commit = self._candidate(record)
+            left = "It is the candidate's, whose message has no verdict" if commit else "The verdict stands without one"
+            notes.append(f"Its commit could not be made ({lost.problem}). {left}.")
         elif record.parent is not None and record.candidate is not None:
             candidate, parent = record.candidate.commit, record.parent.commit
             commit = self.lineage.reword(candidate, parent, final_message(record), record.steps[-1].at)
@@ -83,6 +85,15 @@ class Recording:
             best=new_best,
             also=lambda tx: self.outbox.post(tx, "experiment.ended", {"experiment": record.id}),
         )
+
+    def _candidate(self, record: ExperimentRecord) -> str | None:
+        """The commit that was measured, where git still has it: the same recipe on the same parent."""
+        if record.candidate is None:
+            return None
+        try:
+            return record.candidate.commit if self.lineage.exists(record.candidate.commit) else None
+        except GitFailed:
+            return None
 
     def record(self, record: ExperimentRecord, lost: GitFailed | None = None) -> ExperimentRecord:
         """Refs, results.tsv, the notebook, the folder. `lost`: what git refuses is noted. Raises `GitFailed`."""

@@ -14,6 +14,7 @@ from experiments_bench import BETTER, WORSE, Bench
 from users_repository import git
 
 from experiments import lab, ref_locks
+from experiments.lineage import Lineage
 from experiments.plumbing import GitFailed
 from experiments.record import ExperimentRecord
 from tools.experiments import view
@@ -162,6 +163,72 @@ def test_a_commit_that_can_never_be_made_leaves_verdict_row_and_note(bench: Benc
     assert other.verdict == "discard" and other.parent is not None and other.parent.experiment is None
     again = bench.conclude(BETTER | {"repeat_of": record.id})
     assert again.verdict == "keep" and again.is_best
+
+
+def test_a_winner_whose_commit_is_there_stays_the_best(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full for longer than git is tried: only the message with the verdict could not be written."""
+
+    def full(*arguments: Any) -> None:
+        raise GitFailed("git commit-tree failed: No space left on device")
+
+    bench.lab.propose(BETTER)
+    until(bench, "verdict")
+    with monkeypatch.context() as patch:
+        patch.setattr(Lineage, "reword", full)
+        record = until(bench, "record")
+    bench.finish()
+    record = bench.lab.get(record.id)
+    assert record.verdict == "keep" and record.is_best and record.candidate is not None
+    assert record.commit == record.candidate.commit and "whose message has no verdict" in record.notes[0]
+    assert record.advice is None or "repeat_of" not in record.advice
+    best = bench.lab.ledger.best()
+    assert best is not None and (best.experiment, best.commit) == (record.id, record.commit)
+    assert git(bench.workspace.root, "rev-parse", "lab/exp-0001", "lab/best").split() == [record.commit] * 2
+    written(bench, record)
+    after = bench.conclude(WORSE)
+    assert after.parent is not None and after.parent.experiment == record.id, "the next starts from it"
+
+
+def test_git_that_cannot_even_be_asked_gives_no_commit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*arguments: Any) -> Any:
+        raise GitFailed("git is not installed")
+
+    bench.lab.propose(BETTER)
+    until(bench, "verdict")
+    with monkeypatch.context() as patch:
+        patch.setattr(Lineage, "_run", lambda *arguments, **named: away())
+        record = until(bench, "record")
+    bench.finish()
+    assert (record.verdict, record.commit, record.is_best) == ("keep", None, False)
+
+
+def test_git_has_all_its_tries_whatever_failed_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*arguments: Any, **named: Any) -> Any:
+        raise OSError(5, "runs/ is away")
+
+    real, calls = Lineage.reword, list[int]()
+
+    def once(self: Lineage, *arguments: Any) -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise GitFailed("git commit-tree took longer than 120 s")
+        return real(self, *arguments)
+
+    bench.lab.propose(BETTER)
+    until(bench, "verdict")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bench.runs), "list", away)
+        for _ in range(2 * lab.GIT_TRIES):
+            bench.lab.tick()
+    stored = bench.lab.get("exp-0001")
+    assert str(stored.waits_for).endswith("(OSError)") and stored.waits_tries == 0
+    monkeypatch.setattr(Lineage, "reword", once)
+    bench.lab.tick()
+    assert bench.lab.get("exp-0001").waits_tries == 1
+    bench.finish()
+    record = bench.lab.get("exp-0001")
+    assert len(calls) == 2 and record.notes == [] and record.is_best
+    assert record.candidate is not None and record.commit != record.candidate.commit
 
 
 def test_tries_are_counted_over_restarts(bench: Bench) -> None:
