@@ -61,6 +61,12 @@ def times_anew(steps: Sequence[Step], name: str) -> int:
     return sum(step.name == f"void {name}" or name in step.data.get("void", ()) for step in steps)
 
 
+def slowed_before(steps: Sequence[Step], name: str) -> bool:
+    """Was the machine slowed in the last run of this name? One that a pause made void was not slowed."""
+    why = [s.name for s in steps if s.name == f"void {name}" or name in s.data.get("void", ())]
+    return why[-1:] == [f"void {name}"]
+
+
 def too_often(record: ExperimentRecord, found: Interruption) -> bool:
     """Whether to give up: a machine that is interrupted again and again measures nothing."""
     paused = [step for step in record.steps if step.name in ("pause", "controls")]

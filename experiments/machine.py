@@ -17,7 +17,15 @@ from typing import Any
 
 from experiments import folder, gate
 from experiments.controls import canary_speeds, noise_of_session, slowed_run
-from experiments.interruptions import Interruption, before_the_pairs, in_a_pair, name_of, times_anew, too_often
+from experiments.interruptions import (
+    Interruption,
+    before_the_pairs,
+    in_a_pair,
+    name_of,
+    slowed_before,
+    times_anew,
+    too_often,
+)
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.plumbing import GitFailed
@@ -162,7 +170,7 @@ class Machine:
 
     def _void(self, record: ExperimentRecord, name: str, why: str) -> ExperimentRecord:
         """A run on a slowed machine says nothing in a budget of seconds: once it is made anew, twice is the end."""
-        if not _done(record, f"void {name}"):
+        if not slowed_before(record.steps, name):
             return self._step(record, f"void {name}", {"why": why})
         sentence = f"Invalid: the machine was slowed, twice in a row ({why})."
         return self._end(record, Refusal("invalid", sentence, "propose it again when nothing else uses the machine"))

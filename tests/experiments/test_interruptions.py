@@ -139,6 +139,31 @@ def test_a_machine_that_is_interrupted_again_and_again_measures_nothing(
     assert bench.lab.get(after.id).state == "proposed", "and the next can be asked for"
 
 
+def test_a_run_slowed_before_a_pause_and_after_it_was_not_slowed_twice_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slowed, made anew, made void by a pause, slowed: between the two it was not."""
+    day = Day(monkeypatch, lambda key: LONG if key == "exp-0001/candidate/5" else 0.0)
+
+    def script(slow: tuple[str, ...]) -> Callable[[RunRequest, str], dict[str, Any]]:
+        def course(request: RunRequest, key: str) -> dict[str, Any]:
+            made = day.script(request, key)
+            rate = 50.0 if key.removeprefix("exp-0001/") in slow else 100.0
+            canary = {"matmul_gflops": {"float32": rate}, "bandwidth_gb_s": 10.0, "seconds": 2.0}
+            return made | {"summary": made["summary"] | {"canary": canary}}
+
+        return course
+
+    apart = Bench(tmp_path / "apart", script(("control/5", "control/5/anew-2")))
+    record = apart.conclude(BETTER)
+    names = [s.name for s in record.steps if s.name in ("void control/5", "pause")]
+    assert names == ["void control/5", "pause", "void control/5"]
+    assert record.verdict == "keep" and run_of(apart, record, "control", 5) == "control/5/anew-3"
+    in_a_row = Bench(tmp_path / "in-a-row", script(("control/5", "control/5/anew-2", "control/5/anew-3")))
+    record = in_a_row.conclude(BETTER)
+    assert record.verdict == "invalid" and "slowed, twice in a row" in str(record.sentence)
+
+
 def killed_at(root: Path, at: int) -> tuple[Bench, int]:
     """With a pause in the first pair and one before it, killed once at effect number `at` (0: never)."""
     with pytest.MonkeyPatch.context() as patch:
