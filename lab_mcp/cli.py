@@ -77,7 +77,7 @@ def serve(
         raise LabError(
             f"this workspace is already served by process {endpoint.identity.pid}", fix="nothing, or `lab-mcp shutdown`"
         )
-    raise typer.Exit(service.run(found))
+    service.run(found)
 
 
 @app.command(hidden=True)

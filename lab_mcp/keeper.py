@@ -46,13 +46,16 @@ def say(held: int, state: str) -> None:
 
 
 def ended_since(service_lock: Path, moment: float) -> bool:
-    """Whether the last service that held the lock ended, or is ending, on purpose, and said so after `moment`."""
+    """Whether the last service that held the lock ended, or is ending, on purpose, and said so after `moment`.
+
+    What was said at a time that is still to come (the clock has been set back) proves nothing.
+    """
     try:
         state, _, since = service_lock.read_text(encoding="ascii", errors="replace").strip().partition(" ")
     except FileNotFoundError:
         return False
     try:
-        return state == ENDED and float(since) > moment
+        return state == ENDED and moment < float(since) <= time.time()
     except ValueError:  # written by an earlier version
         return state == ENDED and moment <= 0
 

@@ -64,6 +64,7 @@ class Service:
         self.token = token
         self.port = port
         self.held = held  # the service's lock
+        self.ended_said = False
         self.beyond = beyond  # the address for other machines
         self.remote_server: uvicorn.Server | None = None
         self.doors = Doors(f"{port}")
@@ -138,11 +139,17 @@ class Service:
     def stop(self, why: str) -> None:
         if self.server is not None and not self.server.should_exit:
             log.info("stopping: %s", why)
-            say(self.held, ENDED)
+            self.say_ended()
             self.server.should_exit = True
             last = threading.Timer(LATEST_END_S, os._exit, (0,))
             last.daemon = True
             last.start()
+
+    def say_ended(self) -> None:
+        """Write down that the end is meant, once: what is asked for later finds a service that has gone."""
+        if not self.ended_said:
+            self.ended_said = True
+            say(self.held, ENDED)
 
     async def _background(self) -> None:
         """Everything that happens without being asked: queue, outbox, idle rule, keeper, heartbeat."""
@@ -299,9 +306,9 @@ def serve(workspace: Workspace) -> int:
         # uvicorn ends in good order on TERM and then raises it again, which the keeper would take for a crash
         signal.signal(signal.SIGTERM, lambda *_: log.info("ended by SIGTERM"))
         service.server.run(sockets=[listener])
-        say(held, ENDED)
+        service.say_ended()
     except KeyboardInterrupt:
-        say(held, ENDED)
+        service.say_ended()
         raise
     finally:
         compose.stop(lab)

@@ -91,6 +91,8 @@ class Scan:
         seen: dict[str, Path] = {}
         prefixes: list[str] = []
         for place in places:
+            if self._is_away(place):
+                continue
             key = self.workspace.relative(place)
             # the file of this name and those below the folder of this name: what it is now need not be what it was
             prefixes += [""] if place == root else [f"{key}/", f"{key}\n"]
@@ -115,6 +117,12 @@ class Scan:
         self._gone(gone)
         self._loose_entries([key for key in self.known if key not in seen and key not in gone])
         self._wake()
+
+    def _is_away(self, place: Path) -> bool:
+        """Whether `place` is not there because its disk may not be: nothing of it is known to have gone."""
+        papers, above = self.workspace.papers_dir, [place, *place.parents]
+        leads_nowhere = any(each.is_symlink() and not each.exists() for each in above)
+        return leads_nowhere or (papers in above and not papers.exists())
 
     def _put(self, row: FileRow, entry: Entry | None) -> None:
         self._new.append((row, entry))

@@ -117,7 +117,7 @@ def predict_memory(
         return MemoryEstimate(weights, state + stacks, activations, fixed)
     # The step of the optimizer reuses what the backward pass gave back. The warm-up holds a second copy of the weights.
     copies = 4 * total + (state if saves_on_the_way(config) else 0)
-    if config.batch.tokens > tokens:
+    if config.batch.tokens > tokens * max(1, config.parallel.processes):
         activations += round(SPLIT * activations)
     return MemoryEstimate(weights, state, max(activations, stacks), fixed, copies)
 

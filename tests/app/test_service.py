@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from rag_support import eventually
 from tests_support import processes_of
 
 from lab_mcp import connection
+from lab_mcp.keeper import ended_since
 from rag.index.inspect import work_waits
 from training.runs.waking import ASKED_AT
 from workspace import interpreter, process
@@ -159,6 +161,42 @@ def test_keepers_and_wakers_that_come_late_obey_the_shutdown(lab: Workspace, com
     assert not living(lab) and lab.service_log.read_text().count(" serving ") == 1
     monkeypatch.delenv(ASKED_AT)
     assert command("wake").returncode == 0 and living(lab), "whoever asks after the end is served"
+
+
+def test_a_shutdown_from_the_future_stops_nobody(lab: Workspace) -> None:
+    """The clock was set back since."""
+    lab.create_folders()
+    (lab.locks_dir / "service.lock").write_text(f"ended {time.time() + 7200}\n")
+    assert connection.ensure_service(lab).port
+
+
+BUSY = """
+import sys, time
+from lab_mcp import compose, service
+rounds = compose.rounds
+compose.rounds = lambda lab: [*rounds(lab), [lambda: time.sleep(600)]]
+service.main(sys.argv[1])
+"""
+
+
+def test_term_ends_a_service_while_a_round_of_it_waits(lab: Workspace) -> None:
+    """As for an audit, or for a model's answer."""
+    lab.create_folders()
+    busy = subprocess.Popen([sys.executable, "-P", "-c", BUSY, str(lab.root)], cwd="/", stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: connection.live_endpoint(lab) is not None, 60)
+        busy.send_signal(signal.SIGTERM)
+        assert busy.wait(60) == 0
+    finally:
+        busy.kill()
+
+
+def test_the_end_is_said_once_as_of_the_shutdown(lab: Workspace) -> None:
+    """A run that ends while the service is ending wakes the next one."""
+    connection.request(connection.ensure_service(lab), "POST", "/api/shutdown")
+    asked = time.time()
+    until(lambda: not living(lab))
+    assert not ended_since(lab.locks_dir / "service.lock", asked)
 
 
 def test_a_service_whose_workspace_is_moved_ends_and_the_new_place_is_served(lab: Workspace) -> None:

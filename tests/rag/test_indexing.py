@@ -1,5 +1,6 @@
 """What is taken in, and what becomes of files that change, move, vanish or cannot be read."""
 
+import contextlib
 import os
 from pathlib import Path
 from shutil import rmtree
@@ -13,6 +14,25 @@ from rag.query import check
 from rag.records import IndexReport
 from workspace.errors import LabError, NotFound, Refused
 from workspace.layout import Workspace
+
+
+@pytest.mark.parametrize("how", ["link", "renamed"])
+def test_papers_whose_disk_is_away_are_not_forgotten(
+    engine: Engine, papers: Workspace, tmp_path: Path, how: str
+) -> None:
+    disk = place = papers.papers_dir
+    if how == "link":
+        disk = tmp_path / "disk"
+        place.rmdir()
+        disk.mkdir()
+        place.symlink_to(disk)
+    (place / "one.md").write_text("# Gyrfalcons\n\nGyrfalcons were counted at dawn.")
+    assert engine.index(None, 60).added == 1
+    disk.rename(tmp_path / "unplugged")
+    for named in (None, ["papers"], ["papers/one.md"]):
+        with contextlib.suppress(LabError):
+            engine.index(named, 60)
+        assert [hit.id for hit in engine.search(check("gyrfalcons", kinds=["paper"], limit=1)).hits] == ["paper-one"]
 
 
 def note(number: int, body: str, **more: object) -> Entry:

@@ -48,6 +48,7 @@ class Follower:
         self.launcher = launcher
         self.leases = leases
         self.trouble: dict[str, str] = {}  # live run -> why nothing can be said of it now
+        self._unmarked: str | None = None  # why runs/ could not be marked
         self._given_up = set(store.given_up(GIVEN_UP))
         self._adoptions: dict[str, tuple[int, float]] = {}  # run -> how often, monotonic seconds of the next
 
@@ -169,7 +170,9 @@ class Follower:
             runs_dir.mkdir(parents=True, exist_ok=True)
             mark = place.mark(runs_dir)
         except OSError as error:
-            log.warning("runs/ could not be marked: %s", error.strerror)
+            if error.strerror != self._unmarked:  # told once, not with every tick
+                self._unmarked = error.strerror
+                log.warning("runs/ could not be marked: %s", error.strerror)
         else:
             with self.database.transaction() as tx:
                 self.store.move_home(tx, mark)

@@ -376,10 +376,10 @@ def main(arguments: list[str]) -> int:
     except AlreadySupervised:
         say(f"{options.folder.name} has a supervisor")
         return 3
-    if place.seen(options.folder / "exit.json"):
+    if place.seen(options.folder / "exit.json") is not False:  # what cannot be looked at is not begun a second time
         return 0
     supervisor = Supervisor(options.folder, leases, lock)
-    if options.adopt or place.seen(options.folder / "job.json"):
+    if options.adopt or place.seen(options.folder / "job.json") is not False:
         supervisor.adopt()
     else:
         supervisor.start()
