@@ -169,9 +169,9 @@ class Campaigns:
                     f"{campaign} is {record.state}: what it has found is audited when it has ended, once",
                     fix=f"lab-mcp campaign stop {campaign}, or wait",
                 )
+            self._tries.forget(campaign)
             if record.audit is not None and record.audit.state in ("due", "done"):
                 return record
-            self._tries.forget(campaign)
             return self.ledger.audited(record, final_audit.anew(record.audit))
 
     def admit(self, campaign: str, key: str | None = None) -> dict[str, Any]:
@@ -336,6 +336,10 @@ class Campaigns:
                 self._end(self.get(record.id), error.problem)
         except Malformed as error:
             self.ledger.settle(proposal, state="refused", problem=str(error))
+        except (Unavailable, Refused):
+            if self.get(record.id).state != "ended":
+                raise
+            # stopped while it was asked: its audit neither waits nor fails for that
         else:
             self.ledger.settle(proposal, state="answered", proposer=answer.proposer, answer=answer.claim)
 
@@ -372,6 +376,7 @@ class Campaigns:
         """`_changing` is held."""
         if record.state == "ended":
             return record
+        self._tries.forget(record.id)  # its audit does not wait for what its proposer waited for
         audit = final_audit.anew(record.audit)
         return self.ledger.step(
             record, "ended", why, state="ended", ended_at=clock.now(), stopped_by=stopped_by, audit=audit

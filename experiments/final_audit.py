@@ -34,9 +34,10 @@ class FinalAudit(Frozen):
     metric: str = "val_bpb"
     runs: list[str] = []
     scores: dict[str, float] = {}
+    openings: dict[str, str] = Field({}, description="by run, the id of the opening that gave its score")
     chosen_by: float | None = Field(None, description="the mean of the same runs on the text it was chosen by")
     text: str | None = Field(None, description="names the audit text the scores are on")
-    opened_before: int = Field(0, description="openings of that text, but for those that gave these scores")
+    opened_before: int = Field(0, description="openings of that text that gave none of the scores reported")
     tries: int = 0
     why: str = ""
     at: str | None = None
@@ -68,12 +69,15 @@ class FinalAudit(Frozen):
 
 def anew(earlier: FinalAudit | None) -> FinalAudit:
     """An audit that is due; what an earlier one scored is not scored again."""
-    return FinalAudit(scores=earlier.scores, text=earlier.text) if earlier else FinalAudit()
+    if earlier is None:
+        return FinalAudit()
+    return FinalAudit(scores=earlier.scores, openings=earlier.openings, text=earlier.text)
 
 
 def seen(after: FinalAudit, audit: FinalAudit) -> dict[str, Any]:
     """What a step that came too late adds to the audit that is due by now: its scores."""
-    return {"state": "due", "scores": {**audit.scores, **after.scores}, "text": after.text or audit.text}
+    scores, openings = {**audit.scores, **after.scores}, {**audit.openings, **after.openings}
+    return {"state": "due", "scores": scores, "openings": openings, "text": after.text or audit.text}
 
 
 def score(workspace: Workspace, run: str, by: str) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def step(due: FinalAudit, best: ExperimentRecord | None, workspace: Workspace, b
     if due.experiment is None:
         return _chosen(due, best, now)
     if not due.left:
-        return due.model_copy(update={"state": "done", "at": now, "opened_before": _opened_before(due, workspace, by)})
+        return due.model_copy(update={"state": "done", "at": now, "opened_before": _opened_before(due, workspace)})
     run = due.left[0]
     try:
         found = score(workspace, run, by)
@@ -101,18 +105,17 @@ def step(due: FinalAudit, best: ExperimentRecord | None, workspace: Workspace, b
             raise
         why = f"the best could not be scored on the audit text: {error.problem}"
         return due.model_copy(update={"state": "failed", "why": why, "at": now})
-    scores = {**due.scores, run: float(found[due.metric])}
-    return due.model_copy(update={"scores": scores, "text": found["data"], "tries": 0})
+    scores, openings = {**due.scores, run: float(found[due.metric])}, {**due.openings, run: found["id"]}
+    return due.model_copy(update={"scores": scores, "openings": openings, "text": found["data"], "tries": 0})
 
 
-def _opened_before(due: FinalAudit, workspace: Workspace, by: str) -> int:
-    """Openings of the text for anything else, by anybody else, or broken off before there was a score."""
+def _opened_before(due: FinalAudit, workspace: Workspace) -> int:
+    """Openings of the text that gave none of the scores reported: of other runs, of the same ones by other code, or
+    broken off. Who asked is not told apart: a score somebody else's opening gave is reported from there."""
     from training.sealed.audit import openings
 
-    def own(opening: dict[str, Any]) -> bool:
-        return opening["run"] in due.runs and opening["by"] == by and due.metric in opening
-
-    return sum(opening["data"] == due.text and not own(opening) for opening in openings(workspace))
+    own = {due.openings.get(run) for run in due.runs}
+    return sum(opening["data"] == due.text and opening["id"] not in own for opening in openings(workspace))
 
 
 def _chosen(due: FinalAudit, best: ExperimentRecord | None, now: str) -> FinalAudit:

@@ -74,7 +74,8 @@ class CampaignBench(Bench):
     def opened(self, workspace: Any, run: str, by: str) -> dict[str, Any]:
         """The audit text scores every run a little worse than the text it was chosen by."""
         self.openings.append((run, by))
-        return {"run": run, "data": "text", "val_bpb": self.runs.records[run].summary["val_bpb"] + 0.01}
+        score = self.runs.records[run].summary["val_bpb"] + 0.01
+        return {"id": f"opening-{len(self.openings)}", "run": run, "data": "text", "val_bpb": score}
 
     def start(self, experiments: int = 5, **options: Any) -> CampaignRecord:
         goal = options.pop("goal", "find a better learning rate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from experiments_bench import Killed
 from experiments.campaign import Budget
 from experiments.campaign_ledger import CampaignLedger
 from experiments.final_audit import TRIES
+from experiments.proposers.port import Answer, Question
 from lab_mcp.cli_models import refuse_while_deciding
 from training.runs.records import LIVE
 from workspace import durable
@@ -269,10 +271,11 @@ def test_others_go_on_while_it_is_made(bench: CampaignBench, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("run", "by", "scored", "counts"),
     [("run-0404", "ada", True, 1), ("run-0404", "camp-0001", True, 1), ("", "ada", True, 1),
-     ("", "camp-0001", False, 1), ("", "camp-0001", True, 0)],
+     ("", "camp-0001", False, 1), ("", "camp-0001", True, 1)],
 )  # fmt: skip
 def test_openings_before_are_told(bench: CampaignBench, run: str, by: str, scored: bool, counts: int) -> None:
-    """Of another run, by somebody else, or broken off: each saw the text. "" is a run of the best's own."""
+    """Of another run, by somebody else, broken off, or by other code: each saw the text. "" is a run of the best's
+    own, which is opened once more."""
     ended_and_chosen(bench)
     own = bench.lab.get("exp-0001").decisive()[0].run
     opening = {"id": "1", "run": run or own, "by": by, "data": "text"} | ({"val_bpb": 1.0} if scored else {})
@@ -284,6 +287,30 @@ def test_openings_before_are_told(bench: CampaignBench, run: str, by: str, score
     assert ("opened" in told) == (counts > 0)
 
 
+def test_an_opening_that_gave_a_reported_score_is_not_one_before(
+    bench: CampaignBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody had looked at the runs already; the scores reported are those, nothing was opened again."""
+    plain = bench.opened
+
+    def known(workspace: Any, run: str, by: str) -> dict[str, Any]:
+        earlier = plain(workspace, run, by) | {"id": f"ada-{run}", "by": "ada"}
+        durable.append_jsonl(bench.workspace.lab_dir / "audits.jsonl", earlier)
+        return earlier
+
+    monkeypatch.setattr(bench, "opened", known)
+    bench.again()
+    ended_and_chosen(bench)
+    bench.run_out()
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and (audit.state, audit.opened_before) == ("done", 0)
+    assert audit.openings == {run: f"ada-{run}" for run in audit.runs}
+    bench.campaigns.extend("camp-0001", Budget(experiments=1))
+    conclude(bench, 0.29)
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and (audit.state, audit.opened_before) == ("done", 0), "known over an extension, too"
+
+
 def test_openings_before_are_told_after_an_extension_too(bench: CampaignBench) -> None:
     ended_and_chosen(bench)
     durable.append_jsonl(bench.workspace.lab_dir / "audits.jsonl", {"id": "1", "run": "r", "by": "ada", "data": "text"})
@@ -291,6 +318,69 @@ def test_openings_before_are_told_after_an_extension_too(bench: CampaignBench) -
     bench.campaigns.extend("camp-0001", Budget(experiments=1))
     conclude(bench, 0.29)
     assert "opened 1 time before" in str(bench.campaigns.look("camp-0001").audit)
+
+
+def away_for_an_hour(what: str) -> Unavailable:
+    error = Unavailable(what)
+    error.wait_s = 3600.0
+    return error
+
+
+class Away:
+    """A proposer that cannot be asked after its first answer; before that is said, `meanwhile`."""
+
+    def __init__(self, error: LabError, meanwhile: Callable[[], object]) -> None:
+        self.error, self.meanwhile, self.asked = error, meanwhile, 0
+
+    def check(self, question: Question) -> None:
+        pass
+
+    def propose(self, question: Question) -> Answer:
+        self.asked += 1
+        if self.asked > 1:
+            self.meanwhile()
+            raise self.error
+        return Answer("away", claim(0.02))
+
+
+@pytest.mark.parametrize("while_asked", [False, True])
+@pytest.mark.parametrize("error", [away_for_an_hour("the model is away"), Refused("the key is wrong")])
+def test_an_audit_does_not_wait_for_the_proposer(tmp_path: Path, error: LabError, while_asked: bool) -> None:
+    away = Away(error, lambda: bench.campaigns.stop("camp-0001") if while_asked else None)
+    bench = CampaignBench(tmp_path / "lab", proposers={"optuna": lambda record: away})
+    bench.start(5)
+    while away.asked < 2 or bench.lab.busy():
+        bench.step()
+    if not while_asked:
+        assert error.problem in f"{bench.campaigns.look('camp-0001')}"
+        bench.campaigns.stop("camp-0001")
+    bench.run_out()
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and (audit.state, audit.experiment) == ("done", "exp-0001")
+    assert bench.campaigns.look("camp-0001").waiting_for is None
+
+
+def test_who_asks_for_an_audit_that_waits_has_it_tried_at_once(
+    bench: CampaignBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, asked = bench.opened, list[str]()
+
+    def away_once(workspace: Any, run: str, by: str) -> dict[str, Any]:
+        asked.append(run)
+        if len(asked) == 1:
+            raise away_for_an_hour("no memory is left")
+        return plain(workspace, run, by)
+
+    monkeypatch.setattr(bench, "opened", away_once)
+    bench.again()
+    ended_and_chosen(bench)
+    for _ in range(5):
+        assert bench.campaigns.tick_audits() == 0
+    assert len(asked) == 1 and bench.campaigns.look("camp-0001").waiting_for == "no memory is left."
+    assert bench.campaigns.audit("camp-0001").audit == bench.campaigns.get("camp-0001").audit
+    bench.run_out()
+    audit = bench.campaigns.get("camp-0001").audit
+    assert audit is not None and audit.state == "done"
 
 
 def test_a_running_campaign_is_not_audited(bench: CampaignBench) -> None:
