@@ -25,6 +25,8 @@ CONFIGURATION = {
     "core.fsyncMethod": "fsync",
     "core.quotePath": "false",
 }
+# absolute paths, as git's messages name them: a quoted one to its closing quote, with the spaces in it
+ABSOLUTE = re.compile(r"""(?<![\w.])(?:'/.*?'(?!\w)|"/.*?"(?!\w)|['"]?/[^\s'"]*)""")
 TIMEOUT_S = 120  # for one command; it is killed then
 
 
@@ -72,7 +74,7 @@ class Plumbing:
             text = answer.stderr.decode("utf-8", "replace").strip()
             if "not a git repository" in text:
                 raise GitFailed("this workspace is not in a git repository", fix="run `git init` in it")
-            text = re.sub(r"(?<![\w.])'?/[^\s']*'?", "...", " ".join(text.split()))[:300]  # git names absolute paths
+            text = ABSOLUTE.sub("...", " ".join(text.split()))[:300]
             raise GitFailed(f"git {arguments[0]} failed: {text or f'exit code {answer.returncode}'}")
         return answer.stdout
 

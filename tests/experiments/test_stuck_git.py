@@ -15,7 +15,7 @@ from users_repository import git
 
 from experiments import lab, ref_locks
 from experiments.lineage import Lineage
-from experiments.plumbing import GitFailed
+from experiments.plumbing import ABSOLUTE, GitFailed
 from experiments.record import ExperimentRecord
 from tools.experiments import view
 
@@ -125,8 +125,34 @@ def test_only_a_lock_of_the_ref_itself_is_taken_away(bench: Bench) -> None:
     lineage.point("exp-0001", commit)
     assert not other.exists() and packed.exists() and mine.exists()
     left_by_a_killed_git(root, 0)
-    with pytest.raises(GitFailed, match=r"refs/heads/lab/exp-0001.*exp-0001\.lock is 0 s old"):
+    with pytest.raises(GitFailed, match=r"refs/heads/lab/exp-0001.*exp-0001\.lock is \d+ s old"):
         lineage.point("exp-0001", str(bench.lab.get("exp-0001").commit))
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("fatal: Unable to create '/home/ada/my lab/.git/index.lock': File exists.",
+         "fatal: Unable to create ...: File exists."),
+        ("fatal: cannot lock 'refs/heads/lab/best': '/home/o'neil/a b/x' is there",
+         "fatal: cannot lock 'refs/heads/lab/best': ... is there"),
+        ("warning: unable to access \"/home/ada/my lab\": denied; see '/etc/a' and '/etc/b c'",
+         "warning: unable to access ...: denied; see ... and ..."),
+        ("error: /home/ada/.gitconfig is bad, recipe/a.py is not", "error: ... is bad, recipe/a.py is not"),
+        ("fatal: '/home/ada/not closed", "fatal: ... closed"),
+    ],
+)  # fmt: skip
+def test_absolute_paths_are_masked_whole(said: str, shown: str) -> None:
+    assert ABSOLUTE.sub("...", said) == shown
+
+
+def test_a_workspace_with_a_space_in_its_name_is_not_named(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "my own lab")
+    bench.conclude(WORSE)
+    left_by_a_killed_git(bench.workspace.root, 0)
+    with pytest.raises(GitFailed) as failed:
+        bench.lab.lineage.point("exp-0001", git(bench.workspace.root, "rev-parse", "HEAD"))
+    assert "own lab" not in str(failed.value) and "refs/heads/lab/exp-0001" in str(failed.value)
 
 
 @pytest.mark.parametrize("name", ["exp-0001", "best"])
