@@ -47,8 +47,11 @@ def all_tools() -> Tools:
     )
 
 
-def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
-    """Open the workspace. Raises `LabError` for wrong settings, a newer database, a read-only folder."""
+def build_lab(workspace: Workspace, service: dict[str, Any], memory: Memory | None = None) -> Lab:
+    """Open the workspace, with its `memory` if that was started already.
+
+    Raises `LabError` for wrong settings, a newer database, a read-only folder.
+    """
     settings = settings_module.load(workspace.settings_file)
     workspace.create_folders()
     database = Database(workspace.database_file)
@@ -57,7 +60,7 @@ def build_lab(workspace: Workspace, service: dict[str, Any]) -> Lab:
     notebook = Notebook(workspace, database, outbox, hardware=lambda: hardware_tools.summary(sampler.latest()))
     on_end = interpreter.python_command("lab_mcp", "wake", "--workspace", str(workspace.root))
     runs = Runs(workspace, settings, database, outbox, on_end=on_end)
-    memory = Memory(workspace, settings)
+    memory = memory or Memory(workspace, settings)
     experiments = Experiments(workspace, settings, database, outbox, runs, memory, notebook)
     return Lab(
         workspace=workspace,

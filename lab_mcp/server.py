@@ -30,8 +30,9 @@ from lab_mcp import compose, pages, remote, rest, rest_memory, rest_results, res
 from lab_mcp.connection import FATAL, keep_keeper, read_endpoint
 from lab_mcp.doors import Doors
 from lab_mcp.guard import LOOPBACK, Guard
-from lab_mcp.keeper import ANOTHER_SERVICE, ENDED, REFUSED_TO_START, SERVING, lock, say
+from lab_mcp.keeper import ENDED, REFUSED_TO_START, SERVING, say
 from lab_mcp.service_log import bound_log
+from rag.client import Memory
 from tools.lab import Lab
 from tools.server import CONVERSATION_HEADER, KEY_HEADER, build_server
 from tools.tool import Caller, Tools
@@ -173,10 +174,10 @@ class Service:
                     self.remote_server.should_exit = True
 
     async def _warm_up(self) -> None:
-        """What makes the first search quick, once the first answers of a cold start are out.
+        """What makes the first search quick, where it was not begun beside the imports (`lab_mcp.service`).
 
-        Before them it would take a core from the imports a client is waiting for; the moment after them is the
-        earliest that costs nobody anything, and seconds before an assistant has thought of its first search.
+        Before the first answers of a cold start it would take a core from what a client is waiting for; the moment
+        after them is the earliest that costs nobody anything.
         """
         with anyio.move_on_after(UNASKED_S):
             await self.answered.wait()
@@ -250,21 +251,15 @@ class _Front:
             self.service.last_used = time.monotonic()
 
 
-def serve(workspace: Workspace) -> int:
-    """Serve until stopped; the exit code tells the keeper whether to try again."""
-    try:
-        workspace.create_folders()
-    except OSError as error:
-        print(f"{FATAL}the workspace is not writable ({error.strerror})", file=sys.stderr, flush=True)
-        return REFUSED_TO_START
-    held = lock(workspace.locks_dir / "service.lock")
-    if held is None:
-        print("lab-mcp: this workspace already has a running service (`lab-mcp status`)", file=sys.stderr, flush=True)
-        return ANOTHER_SERVICE
+def serve(workspace: Workspace, held: int, memory: Memory | None) -> int:
+    """Serve until stopped; the exit code tells the keeper whether to try again.
+
+    `held` is the descriptor of the service's lock; `memory` that of the workspace, if it was started already.
+    """
     started_at = clock.now()
     about = {"pid": os.getpid(), "url": "", "started_at": started_at, "version": version("lab-mcp")}
     try:
-        lab = compose.build_lab(workspace, about)
+        lab = compose.build_lab(workspace, about, memory)
         listener = remote.bind("127.0.0.1", lab.settings.service.port)
         beyond = remote.prepare(lab.settings.service, workspace.root)
     except (LabError, OSError) as error:

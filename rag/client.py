@@ -143,12 +143,17 @@ class Memory:
         self.settings = settings
         self._worker: _Worker | None = None
         self._guard = threading.Lock()
+        self._started = False
         self._closing = threading.Event()
         self._died = threading.Event()  # a worker ended that was not told to, or there is to be none any more
 
     def start(self) -> None:
         """Start the worker in the background, so that the first search finds it ready, and see to it that it comes
-        back while documents wait."""
+        back while documents wait. Once begun, it is not begun again."""
+        with self._guard:
+            if self._started:
+                return
+            self._started = True
         threading.Thread(target=self._look_after, name="memory-keeper", daemon=True).start()
 
     def _look_after(self) -> None:

@@ -323,3 +323,12 @@ def test_memory_comes_up_after_the_first_answer_and_again_by_itself_while_docume
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: workers() and workers() != before, 120)
     eventually(lambda: not work_waits(lab.index_dir), 120)
+
+
+def test_with_nothing_to_index_memory_comes_up_beside_the_service(lab: Workspace, command) -> None:
+    report = connection.request(connection.ensure_service(lab), "POST", "/api/tools/rag_index", {"wait_s": 60})
+    assert report["state"] == "done"
+    assert command("shutdown").returncode == 0
+    until(lambda: not living(lab))
+    connection.ensure_service(lab)
+    assert living(lab, "rag.worker") or os.cpu_count() == 1, "it is begun before the service answers"
