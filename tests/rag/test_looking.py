@@ -147,7 +147,7 @@ def test_an_indexing_answers_while_it_still_looks(engine: Engine, papers: Worksp
 
 def test_a_look_is_told_by_status_and_searches(engine: Engine, papers: Workspace, go: threading.Event) -> None:
     write_birds(papers)
-    assert engine.status().state == "ready"
+    eventually(lambda: engine.status().state == "ready")  # the model is being loaded
     engine.index(None, 0)
     status = engine.status()
     assert (status.state, status.waiting) == ("indexing", 0)

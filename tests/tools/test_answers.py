@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rag_support import eventually
 
 from lab_mcp import compose
 from tools import bounds
@@ -32,10 +33,16 @@ async def ask(lab: Lab, tool: str, **arguments: Any) -> dict[str, Any]:
     return answer
 
 
+def is_over(lab: Lab, run: str) -> bool:
+    lab.runs.tick()
+    return lab.runs.get(run).ended
+
+
 async def test_a_talkative_run(opened: Lab) -> None:
     (opened.workspace.root / "talk.py").write_text(TALKATIVE)
     started = await ask(opened, "start_training", script="talk.py", args=["--word", "v" * 5_000], prefer_resource="cpu")
     run = started["run_id"]
+    eventually(lambda: is_over(opened, run), 60)  # a wait would be over at its first alert
     ended = await ask(opened, "wait_for_run", run_id=run, timeout_s=60)
     assert ended["ended"]
     assert ended["summary"]["val_bpb"] == 1.25
