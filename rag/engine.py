@@ -246,6 +246,8 @@ class Engine:
         process ends before, in the next one.
         """
         started = time.monotonic()
+        self.generations.building.catalogue.another_chance()
+        self.indexer.wake()
         look = self._scanner.look(*(self._place(path) for path in paths or ()))
         looked = look.wait(max(wait_s, LOOK_S))
         self.generations.building.store.count()  # where no store answers, that is said now and not after `wait_s`

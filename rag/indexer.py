@@ -18,7 +18,7 @@ from rag.documents import chunks, files, text
 from rag.documents.bibliography import Library
 from rag.documents.document import Details, Document, Unreadable, clean
 from rag.embedding.embedder import Embedder
-from rag.index.catalogue import Entry
+from rag.index.catalogue import DEADLY, Entry
 from rag.index.generation import Generations
 from rag.index.store import Passage
 from rag.scan import SHELF_PREFIX, fingerprint, given_by, path_of
@@ -221,7 +221,7 @@ class Indexer:
         """Read a document; None when it cannot be, which is recorded with the reason."""
         try:
             if not self.generations.building.catalogue.opening(entry):
-                raise Unreadable("reading it ended the memory process several times")
+                raise Unreadable(DEADLY)
             document = self._read(entry)
             entry, abstract = self._joined(entry, document.details)
             passages = self._passages(entry, document)

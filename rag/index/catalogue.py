@@ -18,6 +18,7 @@ from workspace import clock
 from workspace.database import Database
 
 State = Literal["pending", "written", "done", "failed", "removing"]
+DEADLY = "reading it ended the memory process several times"  # the reason of a document that is given up for that
 BIBTEX_KEY = "bibtex"  # in the details of a document that is a bibliography's entry
 READ_ATTEMPTS = 5  # times a document may be in hand while the process dies before it is held to be the cause
 TABLES = [
@@ -173,6 +174,15 @@ class Catalogue:
         with self._progress.transaction() as tx:
             tx.execute("UPDATE documents SET attempts = attempts + 1 WHERE id = ?", (entry.id,))
         return entry.attempts < READ_ATTEMPTS
+
+    def another_chance(self) -> None:
+        """Those given up for the deaths of the process are to be indexed once more: it may have been killed."""
+        with self._progress.transaction() as tx:
+            tx.execute(
+                "UPDATE documents SET state = 'pending', attempts = 0, reason = ''"
+                " WHERE state = 'failed' AND reason = ?",
+                (DEADLY,),
+            )
 
     def put_back(self, entries: Iterable[Entry]) -> None:
         """They were taken and not finished, and the process lives: the attempt does not count."""
