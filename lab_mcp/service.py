@@ -74,7 +74,7 @@ def _early_memory(workspace: Workspace) -> Memory | None:
         return None
     try:
         memory = Memory(workspace, settings.load(workspace.settings_file))
-    except LabError:
+    except (LabError, OSError):  # as `serve` will find, which says it
         return None
     memory.start()
     return memory
