@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from collections import Counter
@@ -145,3 +147,22 @@ def open_gate(bench: Bench, run_id: str, code: int) -> None:
 
 def gone(bench: Bench, pids: dict[str, int]) -> None:
     bench.until(lambda: not any(start_time(pid) for pid in pids.values()))
+
+
+def supervise(folder: Path, patch: str, stderr: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """The real supervisor in a process of its own, something in it patched beforehand."""
+    code = (
+        f"{textwrap.dedent(patch)}\nfrom training.runs.supervisor import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-P", "-c", code, str(folder)]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60, check=False)
+
+
+def run_folder(bench: Bench, text: str, **fields: object) -> Path:
+    folder = bench.folder("run-9001")
+    folder.mkdir()
+    script = bench.workspace.root / bench.write(text)
+    run = {"id": "run-9001", "kind": "script", "command": [sys.executable, str(script)], "cwd": str(folder)}
+    run |= {"environment": {TAG_VARIABLE: f"test:{folder}"}, "time_limit_s": 0, "grace_s": 1, **fields}
+    durable.write_json(folder / "run.json", run)
+    return folder

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from training.config import TrainingConfig, apply
+from workspace.errors import LabError
 from workspace.layout import Workspace
 
 SMALL: dict[str, Any] = {
@@ -76,6 +78,29 @@ def train(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.Com
         check=False,
         env={**os.environ, "LAB_BACKEND": "cpu"},
     )
+
+
+def train_here(folder: Path, *arguments: str) -> int:
+    """The training alone, in this process: saves importing torch again, and the score. It leaves SIGTERM as it was."""
+    from training import data, failure, worker
+    from training.job import read_job
+
+    before = signal.getsignal(signal.SIGTERM)
+    job = None
+    try:
+        job = read_job(folder, resume="--resume" in arguments)
+        prepared = data.prepare(job.config.data, job.workspace)
+        return worker.main([str(folder), "--data", str(prepared.folder), *arguments])
+    except LabError as error:
+        return failure.record(folder, error, job)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the training process told of itself."""
+    found: dict[str, Any] = json.loads((folder / "training.json").read_text())
+    return found
 
 
 def summary(folder: Path) -> dict[str, Any]:
