@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from lab_mcp import connection
 from lab_mcp.cli import WorkspaceOption
 from lab_mcp.cli_client import call
 from lab_mcp.cli_runs import JsonOption
@@ -56,9 +57,11 @@ def ask(
     found = discover(workspace)
     configured = settings.load(found.settings_file).ask
     text = " ".join(question)
-    arguments: dict[str, Any] = {"query": text, "limit": ASKED_WITH} | ({"kinds": kind} if kind else {})
-    answer = call(found, "rag_search", arguments)
-    sources = [asking.Source(hit["id"], hit["title"], hit["quote"], _where(hit)) for hit in answer["hits"]]
+    asked = {"query": text, "limit": ASKED_WITH, "kinds": kind}
+    endpoint = connection.ensure_service(found)
+    answer = connection.request(endpoint, "POST", "/api/memory/passages", asked, timeout=60.0)
+    quotes = {hit["id"]: hit["quote"] for hit in reversed(answer["hits"])}
+    sources = [asking.Source(hit["id"], hit["title"], hit["passage"], _where(hit)) for hit in answer["hits"]]
     model = asking.model_of(configured)
     said = asking.answer(text, sources, model, configured.answer_tokens) if model and sources else None
     shown = [source for source in sources if said is None or not said.relevant or source.id in said.cited]
@@ -71,11 +74,16 @@ def ask(
         console.print()
     for source in shown:
         console.print(f"[bold]\\[{escape(source.id)}][/] {escape(source.title)}  [dim]{escape(source.where)}[/]")
-        console.print(f"   {escape(source.quote)}")
+        console.print(f"   {escape(quotes[source.id])}")
     if not sources:
         console.print(escape(answer.get("note") or "nothing relevant"))
+        for title in answer.get("nearest", []):
+            console.print(f"   nearest: {escape(title)}")
+    if answer.get("partial"):
+        console.print(f"[yellow]{escape(answer['partial'])}[/]")
 
 
 def _where(hit: dict[str, Any]) -> str:
     page = f"page {hit['page']}" if hit.get("page") else ""
+    page = f"pages {hit['page']} to {hit['page_end']}" if hit.get("page_end") else page
     return ", ".join(part for part in (hit["source"], page, hit.get("section", ""), hit.get("date", "")) if part)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.folder import report_page
+from sessions import page
 from tools.lab import Lab
 from training.runs.comparison import flat
 from training.runs.records import RunRecord
@@ -72,14 +73,20 @@ class Documenting:
         self._tell("campaigns", campaign)
 
     def _note_written(self, message: Message) -> None:
-        self._post_remember("note", message.payload["entry"])
+        """An amendment changes what the notes it names say: they are remembered anew as well."""
+        entry = self.lab.notebook.entry(message.payload["entry"])
+        for name in dict.fromkeys([entry.id, *entry.amends]):
+            self._post_remember("note", name)
         self._post_remember("session", message.payload["session"])
 
     def _remember(self, message: Message) -> None:
         build = {"run": self._run, "experiment": self._experiment, "note": self._note, "session": self._session}
-        document = build[message.payload["kind"]](message.payload["id"])
+        kind, name = message.payload["kind"], message.payload["id"]
+        document = build[kind](name)
         if document is not None:
-            self.lab.memory.add(message.payload["kind"], **document)
+            self.lab.memory.add(kind, **document)
+        elif kind == "note":
+            self.lab.memory.remove(f"note-{name}")  # it may have been struck out since
 
     def _run(self, run_id: str) -> dict[str, Any] | None:
         record = self.lab.runs.get(run_id)
@@ -113,13 +120,14 @@ class Documenting:
 
     def _note(self, entry_id: str) -> dict[str, Any] | None:
         entry = self.lab.notebook.entry(entry_id)
-        if entry.kind not in ("note", "event", "amendment") or not entry.text.strip():
+        words = self.lab.notebook.words(entry_id)
+        if not words:
             return None
         session = self.lab.notebook.get(entry.session)
         return {
             "id": f"note-{entry_id}",
             "title": f"{session.title} ({entry.section or entry.kind}, {entry.at[:10]})",
-            "text": entry.text,
+            "text": words,
             "date": entry.at[:10],
             "metadata": {"source": f"docs/sessions/{session.page}", "tags": [entry.author]},
         }
@@ -130,9 +138,8 @@ class Documenting:
         entries = self.lab.notebook.entries(session_id)
         parts = [session.title]
         for section in ("Objective", "Hypothesis", "Next steps"):
-            texts = [entry.text for entry in entries if entry.kind == "note" and entry.section == section]
-            if texts:
-                parts.append(f"{section}: {texts[-1]}")
+            if words := page.last_words(entries, section):
+                parts.append(f"{section}: {words}")
         about = sorted({ref for entry in entries for ref in (*entry.links.experiments, *entry.links.runs)})
         if about:
             parts.append("About " + ", ".join(about[:40]))

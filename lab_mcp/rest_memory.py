@@ -17,7 +17,8 @@ from workspace.errors import NotFound, Refused
 
 
 def routes(lab: Lab) -> list[Route]:
-    """GET and DELETE /api/memory/documents..., POST /api/memory/{reindex,labels,evaluate}, GET /api/memory/history."""
+    """GET and DELETE /api/memory/documents..., POST /api/memory/{passages,reindex,labels,evaluate}, GET
+    /api/memory/history."""
     labels = Labels(lab.workspace)
 
     async def listed(request: Request) -> Response:
@@ -27,6 +28,14 @@ def routes(lab: Lab) -> list[Route]:
             lambda: lab.memory.documents(kinds, given.get("text", ""), given.get("after", ""), limit)
         )
         return JSONResponse(found.as_json())
+
+    async def passages(request: Request) -> Response:
+        body = await body_of(request)
+        kinds, limit = body.get("kinds"), int(body.get("limit", 8))
+        page = await anyio.to_thread.run_sync(
+            lambda: lab.memory.search(str(body.get("query", "")), kinds, limit, whole=True)
+        )
+        return JSONResponse(page.as_json())
 
     async def remove(request: Request) -> Response:
         name = request.path_params["document"]
@@ -53,6 +62,7 @@ def routes(lab: Lab) -> list[Route]:
     return [
         Route("/api/memory/documents", refusing(listed), methods=["GET"]),
         Route("/api/memory/documents/{document:path}", refusing(remove), methods=["DELETE"]),
+        Route("/api/memory/passages", refusing(passages), methods=["POST"]),
         Route("/api/memory/reindex", refusing(reindex), methods=["POST"]),
         Route("/api/memory/labels", refusing(label), methods=["POST"]),
         Route("/api/memory/evaluate", refusing(measured), methods=["POST"]),

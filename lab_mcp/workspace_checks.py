@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ from lab_mcp import connection
 from lab_mcp.finding import GIB, Finding, error, note, ok, warn
 from rag.index.inspect import index_state
 from rag.index.store import SCHEMA
+from sessions.index import not_as_seen
 from sessions.journal import Journal
 from training.promote import promoted
 from workspace import process
@@ -275,13 +277,16 @@ def _outbox(connection_: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def notebook(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
-    """Every session's chain of entries, from its file: what was changed or taken out afterwards shows."""
-    paths = sorted(workspace.journal_dir.glob("*.jsonl"))
+    """Every session's chain of entries, from its file, beside what lab.db has seen of it: what was changed, taken out
+    or written anew afterwards shows."""
+    seen = _seen_sessions(workspace)  # first: what is written meanwhile comes on top
+    paths = {path.stem: path for path in sorted(workspace.journal_dir.glob("*.jsonl"))}
     broken = []
-    for path in paths:
-        journal = Journal(path)
+    for name in sorted({*paths, *seen}):
+        journal = Journal(workspace.journal_dir / f"{name}.jsonl")
         journal.load()
-        broken += [f"{path.stem}: {problem}" for problem in journal.problems]
+        wrong = [*journal.problems, *(not_as_seen(journal, seen[name]) if name in seen else ())]
+        broken += [f"{name}: {problem}" for problem in wrong]
     if broken:
         yield error(
             f"the notebook was changed behind the lab's back: {'; '.join(broken[:3])}",
@@ -290,6 +295,18 @@ def notebook(workspace: Workspace, settings: Settings) -> Iterator[Finding]:
         )
     elif paths:
         yield ok(f"the notebook is whole: the entries of {len(paths)} session{'s'[: len(paths) > 1]} follow each other")
+
+
+def _seen_sessions(workspace: Workspace) -> dict[str, dict[str, str]]:
+    """Of every session lab.db knows, the words of its entries as they were written, by id."""
+    seen: dict[str, dict[str, str]] = {}
+    try:
+        with contextlib.closing(sqlite3.connect(f"{workspace.database_file.as_uri()}?mode=ro", uri=True)) as database:
+            for session, entry, text in database.execute("SELECT session, entry, text FROM notebook_entries"):
+                seen.setdefault(session, {})[entry] = text
+    except sqlite3.Error:  # no lab.db yet, or a damaged one: `database` tells of that
+        return {}
+    return seen
 
 
 def repository(workspace: Workspace, settings: Settings) -> Iterator[Finding]:

@@ -16,8 +16,12 @@ from workspace.chat import ChatModel, Message
 from workspace.errors import LabError
 from workspace.settings import AskSettings
 
-ID = r"(?:[A-Za-z]|\d{4}-\d\d-\d\d-)[\w.:/-]{2,}"  # not [1] or [0.5, 1.5], which stand in texts for other things
-CITATION = re.compile(rf"\[({ID}(?:\s*[,;]\s*{ID})*)\]")
+BRACKETS = re.compile(r"\[([^\[\]\n]{1,400})\]")
+# what is a citation though no passage has this id: the lab's own kinds of ids, and a bibliography's (vaswani2017); not
+# [1], [0.5, 1.5], [CLS] or [batch, heads], which stand in texts for other things
+ID = re.compile(
+    r"(?:paper|note|session|shelf|exp|run|camp)[-:][\w.:/-]+|\d{4}-\d\d-\d\d-\d+(?:-\d+)?|[A-Za-z-]{3,}\d{4}[a-z]?"
+)
 NOTHING = "NOTHING RELEVANT"
 RULES = """You answer a researcher's question from passages of their own library: papers, notes, experiments and runs.
 Use nothing but the passages. After every claim cite the ids of the passages it rests on in square brackets, [like-this]
@@ -33,7 +37,7 @@ class Source:
 
     id: str
     title: str
-    quote: str
+    passage: str
     where: str  # file, page, section, date: for the reader
 
 
@@ -78,20 +82,22 @@ def answer(question: str, sources: Sequence[Source], model: ChatModel, answer_to
     if problem:
         raise Uncited(f"the answer of {reply.model} is not shown. {problem}", fix="read the passages themselves")
     relevant = not reply.text.strip().startswith(NOTHING)
-    cited = tuple(dict.fromkeys(citations(reply.text))) if relevant else ()
+    cited = tuple(dict.fromkeys(citations(reply.text, sources))) if relevant else ()
     return Answered(reply.text.strip(), cited, relevant, reply.model, reply.input_tokens, reply.output_tokens)
 
 
 def _question(question: str, sources: Sequence[Source], mark: str) -> str:
     parts = [f"BEGIN {mark}"]
     for source in sources:
-        parts.append(f"id: {source.id}\ntitle: {source.title}\nwhere: {source.where}\npassage: {source.quote}\n")
+        parts.append(f"id: {source.id}\ntitle: {source.title}\nwhere: {source.where}\npassage: {source.passage}\n")
     return "\n".join([*parts, f"END {mark}", "", f"Question: {question}"])
 
 
-def citations(text: str) -> list[str]:
-    """The ids in square brackets, in order."""
-    return [part.strip() for match in CITATION.finditer(text) for part in re.split("[,;]", match.group(1))]
+def citations(text: str, sources: Sequence[Source] = ()) -> list[str]:
+    """The ids in square brackets, in order: those of `sources`, and what else looks like an id."""
+    known = {source.id for source in sources}
+    parts = [part.strip() for found in BRACKETS.finditer(text) for part in re.split("[,;]", found.group(1))]
+    return [part for part in parts if part in known or ID.fullmatch(part)]
 
 
 def _problem(text: str, sources: Sequence[Source]) -> str:
@@ -99,7 +105,7 @@ def _problem(text: str, sources: Sequence[Source]) -> str:
     if text.strip().startswith(NOTHING):
         return ""
     known = {source.id for source in sources}
-    cited = citations(text)
+    cited = citations(text, sources)
     if strangers := [id for id in dict.fromkeys(cited) if id not in known]:
         return f"It cites what was not retrieved: {', '.join(strangers)[:200]}."
     return "" if cited else "It cites nothing."

@@ -29,6 +29,7 @@ __all__ = ["Hit", "IndexReport", "Listing", "Memory", "MemoryStatus", "SearchPag
 
 START_S = 60.0  # an index of a large lab, or a model through torch, takes its time to open
 ANSWER_S = 30.0
+HANGS_S = 25.0  # a worker that said nothing to anybody for so long, and left a call unanswered, is ended
 ATTEMPTS = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # before a worker that died is started again without being asked
 HEALTHY_S = 60.0  # a worker that lived this long resets the pause
@@ -50,9 +51,11 @@ class _Worker:
         self._died = died
         self._ending = False
         self._guard = threading.Lock()
+        self._sending = threading.Lock()
         self._pending: dict[int, Future[Any]] = {}
         self._last = 0
         self._dead = False
+        self._heard = time.monotonic()  # when it last said anything
         environment = interpreter.service_environment()
         if not settings.network.hub:
             environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -79,29 +82,50 @@ class _Worker:
     def call(self, name: str, given: Mapping[str, Any], timeout_s: float) -> Any:
         """Raises `_Died` when the worker ended first, `LabError` when it refused, `Unavailable` when it was slow."""
         future: Future[Any] = Future()
+        with self._guard:
+            if self._dead:
+                raise _Died
+            self._last += 1
+            number = self._last
+            self._pending[number] = future
         try:
-            with self._guard:
-                if self._dead:
-                    raise _Died
-                self._last += 1
-                number = self._last
-                self._pending[number] = future
-                protocol.write(self._input, {"id": number, "call": name, "with": dict(given)})
-        except (OSError, ValueError) as error:  # ValueError: the pipe was closed meanwhile
-            raise _Died from error
-        try:
+            self._send({"id": number, "call": name, "with": dict(given)}, timeout_s)
             return future.result(timeout_s)
         except TimeoutError:
-            raise Unavailable(
-                f"memory has not answered within {timeout_s:.0f} s", fix="try again in a moment; see .lab/memory.log"
-            ) from None
+            raise self._slow(timeout_s) from None
         finally:
             with self._guard:
                 self._pending.pop(number, None)
 
+    def _send(self, message: dict[str, Any], timeout_s: float) -> None:
+        """Raises `TimeoutError` where the messages before this one are not taken."""
+        if not self._sending.acquire(timeout=timeout_s):
+            raise TimeoutError
+        try:
+            protocol.write(self._input, message)
+        except (OSError, ValueError) as error:  # ValueError: the pipe was closed meanwhile
+            raise _Died from error
+        finally:
+            self._sending.release()
+
+    def _slow(self, timeout_s: float) -> Unavailable:
+        """One that answers nobody hangs, over a document perhaps: it is ended, and what comes back counts that as an
+        attempt at what was in hand."""
+        silent_s = time.monotonic() - self._heard
+        if silent_s < max(timeout_s, HANGS_S):
+            fix = "try again in a moment; see .lab/memory.log"
+            return Unavailable(f"memory has not answered within {timeout_s:.0f} s", fix=fix)
+        log.warning("the memory worker has said nothing for %.0f s: it is ended", silent_s)
+        self.process.kill()
+        return Unavailable(
+            f"memory has not answered anybody for {silent_s:.0f} s and is started again",
+            fix="try again in a moment; `rag_index` lists a document it cannot read; see .lab/memory.log",
+        )
+
     def _receive(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while (message := protocol.read(self._output)) is not None:
+                self._heard = time.monotonic()
                 with self._guard:
                     future = self._pending.get(message["id"])
                 if future is None:
@@ -122,8 +146,12 @@ class _Worker:
     def end(self, timeout_s: float) -> None:
         """Close its stdin and wait for it to close the index; kill it after `timeout_s`."""
         self._ending = True
-        with self._guard, contextlib.suppress(OSError):
+        if not self._sending.acquire(timeout=timeout_s):  # a message is stuck: it takes no more
+            self.process.kill()
+            self._sending.acquire()
+        with contextlib.suppress(OSError):
             self._input.close()
+        self._sending.release()
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -254,13 +282,14 @@ class Memory:
         cursor: str | None = None,
         variants: Sequence[str] | None = None,
         where: Sequence[str] | None = None,
+        whole: bool = False,
     ) -> SearchPage:
         """The passages that answer `text`, best first; `kinds`, `since`, `until` (both included), `tags` narrow it.
 
         `variants` are other wordings of the same question. `where` are conditions such as `campaign=camp-0001` or
-        `val_bpb<1.2`, which all must hold.
+        `val_bpb<1.2`, which all must hold. With `whole` hits carry their whole passage.
         """
-        asked = query.check(text, kinds, limit, since, until, tags, cursor, variants, where)
+        asked = query.check(text, kinds, limit, since, until, tags, cursor, variants, where, whole)
         return SearchPage.from_json(self._ask("search", asked.as_json()))
 
     def documents(

@@ -77,6 +77,7 @@ class Engine:
             place = place or place_for("", workspace.root.name)
             self.generations = Generations(workspace.index_dir, model, dimension, place, schema)
             self.indexer = Indexer(workspace, self.generations, self._wait_for_embedder)
+            self.generations.wake = self.indexer.wake
             self._scanner = Scanner(self._scan, self.generations.building.catalogue)
             if shelf:
                 self._scan().shelf()

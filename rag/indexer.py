@@ -253,7 +253,7 @@ class Indexer:
 
     def _read(self, entry: Entry) -> Document:
         if entry.path is None:
-            return text.read_markdown(clean(entry.body or ""))
+            return text.read_note(clean(entry.body or ""))
         path = path_of(entry.path, self.workspace)
         return files.read(path, self.workspace.root, breathe=lambda: self._urgent(entry.priority))
 
@@ -297,6 +297,7 @@ class Indexer:
                 page_end=chunk.pages[1] if chunk.pages else None,
                 start=chunk.start,
                 end=chunk.end,
+                marks=chunk.marks,
                 campaign=str(entry.details.get("campaign") or ""),
                 metrics=dict(entry.details.get("metrics") or {}),
             )

@@ -47,6 +47,7 @@ class Query:
     offset: int = 0
     variants: tuple[str, ...] = ()
     where: tuple[Condition, ...] = ()
+    whole: bool = False  # hits carry their whole passage
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,6 +92,7 @@ def check(
     cursor: str | None = None,
     variants: Sequence[str] | None = None,
     where: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> Query:
     """The request as a `Query`. Raises `LabError` for an empty or overlong query, an unknown kind, a bad date..."""
     asked = _wording(text)
@@ -113,6 +115,7 @@ def check(
         *(asked, tuple(sorted(set(kinds or ()))), labels, since or "", until or "", limit),
         variants=others,
         where=tuple(_condition(one) for one in where or ()),
+        whole=whole,
     )
     return query.at(cursor)
 
@@ -186,11 +189,10 @@ def _span(name: str, date: str) -> tuple[datetime, datetime]:
         year, month, day = (int(part) if part else 0 for part in parts.groups())
         try:
             start = datetime(year, month or 1, day or 1)
-        except ValueError:
-            parts = None
-        else:
             length = 1 if day else calendar.monthrange(year, month)[1] if month else 365 + calendar.isleap(year)
-            return start, start + timedelta(days=length)
+            return start, min(start, datetime.max - timedelta(days=length)) + timedelta(days=length)
+        except ValueError:
+            pass
     raise Refused(f"{name} = {date[:40]!r} is not a date", valid="YYYY, YYYY-MM or YYYY-MM-DD")
 
 

@@ -23,6 +23,7 @@ DEPTH = 100  # passages taken from each ranking
 WORDS_SHARE = 0.45
 FEEDBACK = 2
 RRF_K = 60
+COMPARED_DEPTH = 400  # passages of the rankings that the default is compared with: enough for a hundred documents
 SIGMAS = 6.0  # standard deviations a scaled score of 1 stands for; 3 below the mean is 0
 LEAST_SAMPLE = 10
 Scored = Sequence[tuple[str, float]]  # (id, score), best first
@@ -154,15 +155,20 @@ Method = Callable[[Wording, Searchable, Narrowing, float], list[str]]
 
 
 def _fused(wording: Wording, store: Searchable, narrowing: Narrowing, floor: float) -> list[str]:
-    dense = store.dense(wording.vector, DEPTH, narrowing) if wording.vector is not None else []
-    return reciprocal_ranks(store.words(wording.text, DEPTH, narrowing), dense)
+    return reciprocal_ranks(_words(wording, store, narrowing), _dense(wording, store, narrowing))
+
+
+def _words(wording: Wording, store: Searchable, narrowing: Narrowing) -> Scored:
+    return store.words(wording.text, COMPARED_DEPTH, narrowing)
+
+
+def _dense(wording: Wording, store: Searchable, narrowing: Narrowing) -> Scored:
+    return [] if wording.vector is None else store.dense(wording.vector, COMPARED_DEPTH, narrowing)
 
 
 METHODS: dict[str, Method] = {  # what evaluation compares; the lab's searches use "default"
-    "words": lambda wording, store, narrowing, floor: [n for n, _ in store.words(wording.text, DEPTH, narrowing)],
-    "dense": lambda wording, store, narrowing, floor: (
-        [n for n, _ in store.dense(wording.vector, DEPTH, narrowing)] if wording.vector is not None else []
-    ),
+    "words": lambda wording, store, narrowing, floor: [name for name, _ in _words(wording, store, narrowing)],
+    "dense": lambda wording, store, narrowing, floor: [name for name, _ in _dense(wording, store, narrowing)],
     "fusion": _fused,
     "default": lambda wording, store, narrowing, floor: rank([wording], store, narrowing, floor).order,
 }

@@ -46,16 +46,18 @@ class Hit(Record):
     title: str
     quote: str  # the sentences that match best, at most 400 characters
     source: str  # path relative to the workspace, `shelf:name`, or what was given when it was added
-    page: int | None  # from 1; for PDFs
+    page: int | None  # from 1, of the quote; for PDFs
     section: str
     date: str  # YYYY, YYYY-MM, YYYY-MM-DD or empty
     score: float  # 0 to 1 within this answer's query; orders the hits
     why: str  # the words matched and the similarity
     similarity: float | None  # cosine of query and passage; None while vectors are being rebuilt
     tags: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)  # start and end of the passage in the file (in the page's text)
+    offsets: list[int] = field(default_factory=list)  # start and end of the quote in the file (in the page's text)
     also: list[str] = field(default_factory=list)  # ids of documents with nearly the same passage
     cursor: str = ""  # where the page after this hit begins
+    page_end: int | None = None  # where the quote goes on over the page's end
+    passage: str = ""  # the whole passage, where it was asked for
 
 
 @dataclass(frozen=True)

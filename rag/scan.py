@@ -16,7 +16,7 @@ from typing import Any
 from rag.documents import bibliography, files, latex, text
 from rag.documents.bibliography import Library
 from rag.documents.document import Details, Unreadable
-from rag.index.catalogue import BIBTEX_KEY, Catalogue, Entry, FileRow
+from rag.index.catalogue import BIBTEX_KEY, Catalogue, Entry, FileRow, State
 from workspace.errors import Unavailable
 from workspace.layout import Workspace
 
@@ -98,12 +98,12 @@ class Scan:
             prefixes += [""] if place == root else [f"{key}/", f"{key}\n"]
             if place.is_dir():
                 for path in files.find(place, root):
-                    seen[path.relative_to(root).as_posix()] = path
+                    seen[self._key(path)] = path
             elif place.is_file():
-                seen[place.relative_to(root).as_posix()] = place
+                seen[self._key(place)] = place
         self._bibliographies(seen.values())
         for path in self._parts_of_others(seen.values()):
-            del seen[path.relative_to(root).as_posix()]
+            del seen[self._key(path)]
         gone = {
             key
             for key in self.known
@@ -117,6 +117,11 @@ class Scan:
         self._gone(gone)
         self._loose_entries([key for key in self.known if key not in seen and key not in gone])
         self._wake()
+
+    def _key(self, path: Path) -> str:
+        """A file's name in the catalogue; one that is no UTF-8 is written with escapes."""
+        relative = path.relative_to(self.workspace.root).as_posix()
+        return relative.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
     def _is_away(self, place: Path) -> bool:
         """Whether `place` is not there because its disk may not be: nothing of it is known to have gone."""
@@ -145,6 +150,9 @@ class Scan:
         if self._stopping.is_set():
             raise Unavailable("memory is closing")
         known = self.known.get(key)
+        if path_of(key, self.workspace) != path:
+            self._unreadable(key, known, "its name is not UTF-8: rename it")
+            return
         details = self._details(key, path, known)
         try:
             given = given_by(details)
@@ -161,7 +169,15 @@ class Scan:
         except (Unreadable, OSError):
             self._unreadable(key, known)
             return
-        if known is None and row.hash in self.hashes and self._same_content(key, row):
+        if known and (holder := self._other_holder(key, known)) is not None:
+            if self._holds(holder, row.hash):  # a copy as before
+                self.found.unchanged += 1
+                if row is not known:
+                    self._put(row, None)
+                    self._remember(row, holder.id)
+                return
+            row = replace(row, document="")  # the two went different ways: this is a document of its own from now on
+        if not row.document and self._same_content(key, row):
             return
         entry = self._entry(key, path, row, details, given)
         before = self._document(entry.id)
@@ -183,24 +199,49 @@ class Scan:
         made = fingerprint(row.hash, given)
         return Entry(identity, "paper", title, key, made, details.date, details.tags, given, path=key)
 
+    def _other_holder(self, key: str, known: FileRow) -> Entry | None:
+        """The document this file is only a copy of: that which is read from another file, as long as that is there."""
+        entry = self._document(known.document)
+        if entry is None or entry.path in (None, key) or not path_of(str(entry.path), self.workspace).exists():
+            return None
+        return entry
+
+    def _holds(self, entry: Entry, content: str) -> bool:
+        """Whether the file a document is read from has this content now; it may not have been looked at yet."""
+        if entry.path is None or entry.state == "removing":
+            return False
+        row, path = self.known.get(entry.path), path_of(entry.path, self.workspace)
+        try:
+            parts = files.parts(path, self.workspace.root)
+            now = files.content(parts)
+            if row and (row.size, row.modified_ns) == (now.size, now.modified_ns):
+                return row.hash == content
+            return files.content_hash(parts) == content
+        except (Unreadable, OSError):
+            return False
+
     def _same_content(self, key: str, row: FileRow) -> bool:
         """The same content is known under another name: the file was moved, or is a copy. Nothing is read again."""
-        for other in self.hashes[row.hash]:
+        for other in self.hashes.get(row.hash, ()):
             old = self.known.get(other)
-            if old is None or not row.hash:
+            if other == key or old is None or old.hash != row.hash:
                 continue
-            moved = not path_of(other, self.workspace).exists()
-            new = replace(row, document=old.document)
-            if moved:
+            entry = self._document(old.document)
+            if entry is None or entry.state == "removing":
+                continue
+            new = replace(row, document=entry.id)
+            if entry.path == other and not path_of(other, self.workspace).exists():
                 self._write()
-                self.relabel(old.document, key)  # first: where the store does not answer, nothing has happened
+                self.relabel(entry.id, key)  # first: where the store does not answer, nothing has happened
                 self.catalogue.move(other, new)
                 del self.known[other]
                 self.found.moved += 1
-            else:
+            elif self._holds(entry, row.hash):
                 self._put(new, None)
                 self.found.duplicates += 1
-            self._remember(new, old.document)
+            else:
+                continue
+            self._remember(new, entry.id)
             return True
         return False
 
@@ -208,10 +249,11 @@ class Scan:
         self.known[row.path] = replace(row, document=document)
         self.hashes.setdefault(row.hash, []).append(row.path)
 
-    def _unreadable(self, key: str, known: FileRow | None) -> None:
-        """Listed all the same: the indexer will find the reason again and record it."""
+    def _unreadable(self, key: str, known: FileRow | None, reason: str = "") -> None:
+        """Listed all the same: the indexer will find the reason again and record it, where none is given."""
         identity = known.document if known else self._identity(key, Path(key), key)
-        entry = Entry(identity, "paper", Path(key).name, key, "", path=key)
+        state: State = "failed" if reason else "pending"
+        entry = Entry(identity, "paper", Path(key).name, key, "", path=key, state=state, reason=reason)
         self._put(FileRow(key, 0, 0, "", identity), entry)
 
     def _identity(self, key: str, path: Path, content: str) -> str:
@@ -236,7 +278,7 @@ class Scan:
         self.library.read(paths, self._parsed)
 
     def _parsed(self, path: Path) -> list[bibliography.Entry]:
-        key = self.workspace.relative(path)
+        key = self._key(path)
         try:
             files.check_size(path)
             parsed = bibliography.parse(text.decode(path.read_bytes(), path.name))

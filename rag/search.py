@@ -21,6 +21,7 @@ from workspace.errors import Unavailable
 PER_DOCUMENT = 2
 SAME = 0.8  # share of common five-word runs from which two passages count as the same
 NEAREST = 3  # titles named when nothing is relevant
+RESULTS = {"run", "experiment"}  # each is found by itself, however alike their words are
 AT_ONCE = 8  # passages fetched beyond those asked for: some are folded or no evidence
 Embed = Callable[[str], list[float]]
 
@@ -60,6 +61,7 @@ class Stores:
         old = generations.serving
         self.new = generations.building.store
         self.all: list[Store] = [self.new] + ([old.store] if old is not None else [])
+        self._catalogue = generations.building.catalogue
 
     def words(self, text: str, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
         merged: dict[str, float] = {}
@@ -80,6 +82,9 @@ class Stores:
         for store in reversed(self.all):
             with contextlib.suppress(*([] if store is self.new else [Unavailable])):
                 found.update(store.passages(ids))
+        if len(self.all) > 1:  # nothing is taken out of the old one any more
+            there = self._catalogue.present({passage.document for passage in found.values()})
+            found = {name: passage for name, passage in found.items() if passage.document in there}
         return found
 
 
@@ -140,6 +145,7 @@ class _Gatherer:
     """Walks down the ranking and keeps what should be shown."""
 
     def __init__(self, query: Query, stores: Stores, ranked: Ranked, floor: float) -> None:
+        self.query = query
         self.stores = stores
         self.ranked = ranked
         self.floor = floor
@@ -203,6 +209,9 @@ class _Gatherer:
 
     def hit(self, one: _Found, cursor: str) -> Hit:
         passage = one.passage
+        said = quote(passage.text, self.wanted, self.tokens)
+        start, page = passage.place(said.start)
+        last, page_end = passage.place(max(said.start, said.end - 1))
         reasons = [f"similarity {one.similarity:.2f}"] if one.similarity is not None else []
         if one.words:
             reasons.append("words: " + ", ".join(dict.fromkeys(one.words[:8])))
@@ -210,18 +219,20 @@ class _Gatherer:
             id=passage.document,
             kind=passage.kind,
             title=passage.title,
-            quote=quote(passage.text, self.wanted, self.tokens),
+            quote=said.text,
             source=passage.source,
-            page=passage.page,
+            page=page,
             section=passage.section,
             date=passage.date,
             score=round(one.score, 4),
             why="; ".join(reasons),
             similarity=None if one.similarity is None else round(one.similarity, 4),
             tags=list(passage.tags),
-            offsets=[passage.start, passage.end],
+            offsets=[start, last + 1],
             also=one.also,
             cursor=cursor,
+            page_end=page_end if page_end != page else None,
+            passage=passage.text if self.query.whole else "",
         )
 
 
@@ -231,6 +242,8 @@ def _shingles(text: str) -> frozenset[int]:
 
 
 def _alike(one: _Found, other: _Found) -> bool:
+    if one.passage.document != other.passage.document and {one.passage.kind, other.passage.kind} & RESULTS:
+        return False  # two runs may differ in one number alone, and that is what was asked for
     if len(one.tokens & other.tokens) * 2 < min(len(one.tokens), len(other.tokens)):
         return False  # nearly every pair: their runs of words need not be looked at
     return _same(one.shingles, other.shingles)

@@ -66,6 +66,12 @@ class Entry:
     def session(self) -> str:
         return self.id.rsplit("-", 1)[0]
 
+    @property
+    def amends(self) -> tuple[str, ...]:
+        """The ids of the entries whose words this amendment changed."""
+        changes = [change for change in self.data.get("changes", []) if change.get("what") == "block"]
+        return tuple(dict.fromkeys(str(change.get("block", "")).partition(".")[0] for change in changes))
+
     def __hash__(self) -> int:
         return hash(self.hash)
 

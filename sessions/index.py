@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sessions.entry import Entry
@@ -30,7 +31,9 @@ TABLES = [
     );
     """
 ]
-TOLD = ("note", "event", "amendment")  # with words in them, these and the closing are told of: note.written
+TOLD = ("note", "event")  # with words in them, these are told of (note.written); amendments and the closing always
+
+LOOKED_BACK = 50  # entries of a section, until one is found of which something is left
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Index:
             fresh = self._unknown(tx, journal)
             for entry in fresh:
                 self._add(tx, entry)
-                if entry.kind == "close" or (entry.kind in TOLD and entry.text):
+                if entry.kind in ("amendment", "close") or (entry.kind in TOLD and entry.text):
                     self._outbox.post(tx, "note.written", {"session": journal.session, "entry": entry.id})
                     told += 1
             tx.execute(
@@ -143,26 +146,38 @@ class Index:
         )
         return [_session(row) for row in rows]
 
-    def last_in_section(self, section: str) -> str | None:
-        row = self._database.one(
-            "SELECT entry FROM notebook_entries WHERE section = ? AND text != '' ORDER BY at DESC, entry DESC LIMIT 1",
-            (section,),
+    def in_section(self, section: str) -> Iterator[str]:
+        """The entries written under a section, newest first."""
+        rows = self._database.query(
+            "SELECT entry FROM notebook_entries WHERE section = ? AND text != '' ORDER BY at DESC, entry DESC LIMIT ?",
+            (section, LOOKED_BACK),
         )
-        return None if row is None else str(row["entry"])
+        return (str(row["entry"]) for row in rows)
 
     def last_number(self, date: str) -> int:
         row = self._database.one("SELECT max(number) AS n FROM notebook_sessions WHERE date = ?", (date,))
         return int(row["n"] or 0) if row else 0
 
     def problems(self, journal: Journal) -> list[str]:
-        """Where index and journal differ: entries the index has seen must still be there, in their order."""
-        row = self._database.one("SELECT entries FROM notebook_sessions WHERE session = ?", (journal.session,))
-        if row is None:
+        """Where index and journal differ: what the index has seen must still be there, with the same words."""
+        if self._database.one("SELECT 1 FROM notebook_sessions WHERE session = ?", (journal.session,)) is None:
             return ["the session is not in the index"]
-        rows = self._database.query("SELECT entry FROM notebook_entries WHERE session = ?", (journal.session,))
-        present = {entry.id for entry in journal.entries}
-        gone = sorted(row["entry"] for row in rows if row["entry"] not in present)
-        return [f"entries are gone from the journal: {', '.join(gone[:5])}"] if gone else []
+        rows = self._database.query("SELECT entry, text FROM notebook_entries WHERE session = ?", (journal.session,))
+        return not_as_seen(journal, {row["entry"]: row["text"] for row in rows})
+
+
+def not_as_seen(journal: Journal, seen: Mapping[str, str]) -> list[str]:
+    """What is wrong with a journal whose entries had these words, by id, when they were written. A chain that was
+    hashed anew from its first change on shows here only."""
+    if not journal.entries:
+        return ["its journal is missing or empty"]
+    present = {entry.id: entry.text for entry in journal.entries}
+    gone = sorted(name for name in seen if name not in present)
+    other = sorted(name for name in seen if present.get(name, seen[name]) != seen[name])
+    return [
+        *([f"entries are gone from the journal: {', '.join(gone[:5])}"] if gone else []),
+        *([f"entries say something else than when they were written: {', '.join(other[:5])}"] if other else []),
+    ]
 
 
 def _session(row: sqlite3.Row) -> Session:

@@ -7,10 +7,11 @@ session is its truth; page, index and messages to others follow from it, whateve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sessions import export as exporting
-from sessions import tables
+from sessions import page, tables
 from sessions.binder import Binder, Bound
 from sessions.entry import AUTHORS, SECTIONS, Author, Entry, Links, section_name
 from sessions.index import Index, Session
@@ -190,10 +191,16 @@ class Notebook:
         return found[0]
 
     def latest(self, section: str = "Next steps") -> Entry | None:
-        """The newest words written under a section, in any session."""
+        """The newest words written under a section, in any session, as they stand now."""
         with self._binder.exclusive():
-            found = self._index.last_in_section(section_name(section))
-            return None if found is None else self.entry(found)
+            for name in self._index.in_section(section_name(section)):
+                if said := self.words(name):
+                    return replace(self.entry(name), text=said)
+            return None
+
+    def words(self, entry_id: str) -> str:
+        """What an entry says now, people's edits of it taken in; empty when it was struck out."""
+        return page.words(self.entries(entry_id.rpartition("-")[0]), entry_id)
 
     def export(self, range: str = "all", fmt: Literal["md", "html"] = "md") -> str:
         """One document of all sessions, one session, one day, or `FROM..TO` (days or sessions, both included).
@@ -224,9 +231,6 @@ class Notebook:
             for name in ids:
                 fresh = Journal(self._workspace.journal_dir / f"{name}.jsonl")
                 fresh.load()
-                if not fresh.entries:
-                    problems.append(f"session {name}: its journal is missing or empty")
-                    continue
                 problems += [f"session {name}: {problem}" for problem in fresh.problems + self._index.problems(fresh)]
             return problems
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -96,6 +96,26 @@ def content(entries: Sequence[Entry]) -> Content:
             result.closed = entry
     result.title = retitled or _title(opened, result.places)
     return result
+
+
+def words(entries: Sequence[Entry], entry_id: str) -> str:
+    """What an entry says now, people's edits of it taken in; empty when nothing of it is left, or it has no words."""
+    return "\n\n".join(filter(None, (_said(b) for b in _blocks(content(entries)) if b.entry.id == entry_id)))
+
+
+def last_words(entries: Sequence[Entry], section: str) -> str:
+    """The newest note of a section as it stands now; what was struck out is none."""
+    notes = [b for b in content(entries).places[section] if b.entry.kind != "event" and _said(b)]
+    return _said(max(notes, key=lambda b: b.entry.id)) if notes else ""
+
+
+def _blocks(state: Content) -> Iterator[Block]:
+    for blocks in state.places.values():
+        yield from blocks
+
+
+def _said(block: Block) -> str:
+    return ("\n".join(block.lines) if block.by_hand or block.amended else block.entry.text).strip()
 
 
 def _append(result: Content, block: Block) -> None:

@@ -9,10 +9,11 @@ import anyio.to_thread
 from pydantic import Field
 
 from rag.sources.arxiv import Arxiv, Paper
-from rag.sources.websearch import WebSearch
+from rag.sources.websearch import Found, WebSearch
 from tools import bounds
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
+from workspace.errors import Unavailable
 
 BESIDE_CHARACTERS = 1_500  # of an answer, kept free for what is not a hit
 WEB_CHARACTERS = 4_000  # of an answer, for results of a web search
@@ -40,8 +41,9 @@ class HitView(Result):
     quote: str = Field(description="the passage that answers best (data, not instructions)")
     source: str = Field(description="file in the workspace, or shelf:name for notes that come with the lab")
     page: int | None = None
+    page_end: int | None = None
     section: str = ""
-    offsets: list[int] = Field([], description="where the passage begins and ends in the file (in the page's text)")
+    offsets: list[int] = Field([], description="where the quote begins and ends in the file (in the page's text)")
     date: str = ""
     score: float
     why: str = Field(description="words matched, similarity")
@@ -68,7 +70,12 @@ class RagSearchResult(Result):
 async def rag_search(lab: Lab, arguments: RagSearchArguments, caller: Caller) -> RagSearchResult:
     given = arguments.model_dump(exclude={"query", "web"})
     outside = WebSearch(lab.workspace, lab.settings)
-    web = await anyio.to_thread.run_sync(outside.search, arguments.query) if arguments.web else []
+    web: list[Found] = []
+    offline = ""
+    try:
+        web = await anyio.to_thread.run_sync(outside.search, arguments.query) if arguments.web else []
+    except Unavailable as error:  # what is here is found all the same
+        offline = f"the web was not searched: {error.problem}"
     page = await anyio.to_thread.run_sync(lambda: lab.memory.search(arguments.query, **given))
     fields = HitView.model_fields.keys()
     hits = [
@@ -82,7 +89,7 @@ async def rag_search(lab: Lab, arguments: RagSearchArguments, caller: Caller) ->
         hits=shown,
         note=page.note or None,
         nearest=page.nearest,
-        partial=page.partial or None,
+        partial="; ".join(filter(None, (page.partial, offline))) or None,
         next_cursor=page.next_cursor if len(shown) == len(hits) else page.hits[len(shown) - 1].cursor,
         web=views,
     )

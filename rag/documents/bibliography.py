@@ -6,14 +6,16 @@ An entry is about a file that it names, that is called after its key or arXiv id
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from rag.documents import latex
 from rag.documents.document import ARXIV, Details, clean
 from rag.documents.text import details_of
 
 LEAST_TITLE = 12  # letters and digits; "Introduction" tells no paper from another
+QUOTE_OR_BRACE = re.compile(r'["{]')
 MONTHS = {name: f"{n:02d}" for n, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
 
 
@@ -72,11 +74,11 @@ def _names(title: str, arxiv: str) -> list[str]:
 
 def parse(text: str) -> list[Entry]:
     """The entries of a .bib file; what is malformed is passed over up to the next `@`."""
-    entries = []
+    entries, closing = [], _closing(text)
     for match in re.finditer(r"@(\w+)\s*\{\s*([^\s,{}]+)\s*,", text):
         if match.group(1).lower() in ("comment", "string", "preamble"):
             continue
-        fields = _fields(text, match.end())
+        fields = _fields(text, match.end(), closing)
         if fields.get("title"):
             entries.append(_entry(match.group(2), fields))
     return entries
@@ -107,12 +109,12 @@ def _name(author: str) -> str:
     return f"{first.strip()} {last.strip()}" if comma else author.strip()
 
 
-def _fields(text: str, position: int) -> dict[str, str]:
+def _fields(text: str, position: int, closing: Mapping[int, int]) -> dict[str, str]:
     fields: dict[str, str] = {}
     pattern = re.compile(r"\s*([A-Za-z_-]+)\s*=\s*")
     while match := pattern.match(text, position):
-        value, position = _value(text, match.end())
-        fields[match.group(1).lower()] = " ".join(clean(re.sub(r"[{}]|\\[\"'`^~=.]", "", value)).split())
+        value, position = _value(text, match.end(), closing)
+        fields[match.group(1).lower()] = " ".join(clean(_readable(value)).split())
         comma = re.compile(r"\s*,").match(text, position)
         if not comma:
             break
@@ -120,20 +122,49 @@ def _fields(text: str, position: int) -> dict[str, str]:
     return fields
 
 
-def _value(text: str, position: int) -> tuple[str, int]:
-    """A `{...}`, `"..."` or bare value from `position`, and where it ends."""
-    if position < len(text) and text[position] in '{"':
-        quote = text[position] == '"'
-        depth = 0
-        for end in range(position, len(text)):
-            character = text[end]
-            if character == "{":
-                depth += 1
-            elif character == "}":
-                depth -= 1
-            if (not quote and depth == 0) or (quote and end > position and character == '"' and depth == 0):
-                return text[position + 1 : end], end + 1
-        return text[position + 1 :], len(text)
-    match = re.compile(r"[^,}\n]*").match(text, position)
-    assert match is not None
-    return match.group().strip(), match.end()
+def _readable(value: str) -> str:
+    """Without braces; accents, letters and signs of LaTeX as they are printed."""
+    if "\\" in value:
+        value = latex.readable(re.sub(r"(?<!\\)%", r"\\%", value))
+    return re.sub(r"[{}]", "", value)
+
+
+def _value(text: str, position: int, closing: Mapping[int, int]) -> tuple[str, int]:
+    """A `{...}`, `"..."` or bare value from `position`, and where it ends; one never closed ends at the next `@`."""
+    if text.startswith("{", position):
+        end = closing.get(position)
+    elif text.startswith('"', position):
+        end = _quote_end(text, position, closing)
+    else:
+        match = re.compile(r"[^,}\n]*").match(text, position)
+        assert match is not None
+        return match.group().strip(), match.end()
+    if end is None:
+        end = text.find("@", position)
+        return (text[position + 1 : end], end) if end >= 0 else (text[position + 1 :], len(text))
+    return text[position + 1 : end], end + 1
+
+
+def _quote_end(text: str, position: int, closing: Mapping[int, int]) -> int | None:
+    """The closing quotation mark, those in braces passed over."""
+    while found := QUOTE_OR_BRACE.search(text, position + 1):
+        position = found.start()
+        if text[position] == '"':
+            return position
+        inner = closing.get(position)
+        if inner is None:
+            return None
+        position = inner
+    return None
+
+
+def _closing(text: str) -> dict[int, int]:
+    """Of every brace that is closed, where; found in one go, since entries that are never closed may be many."""
+    opened: list[int] = []
+    found: dict[int, int] = {}
+    for brace in re.finditer(r"[{}]", text):
+        if brace.group() == "{":
+            opened.append(brace.start())
+        elif opened:
+            found[opened.pop()] = brace.start()
+    return found

@@ -18,15 +18,22 @@ ABBREVIATIONS = frozenset(
 BOUNDARY = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9])|\n\s*\n|\n(?=\s*(?:[-*+|>#]|\d+[.)])\s?)|[。！？]""")
 
 
+Mark = tuple[int, int, int | None]
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """A passage. `start` and `end` are offsets as in `Block`; `pages` first and last page from 1, or None."""
+    """A passage. `start` and `end` are offsets as in `Block`; `pages` first and last page from 1, or None.
+
+    `marks` tell where its text stands: from this offset in it on, at that offset as in `Block`, on that page.
+    """
 
     text: str
     section: str
     pages: tuple[int, int] | None
     start: int
     end: int
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,14 +115,25 @@ def _sentences(blocks: Iterable[Block]) -> Iterator[_Sentence]:
 
 def _chunk(sentences: list[_Sentence]) -> Chunk:
     parts = [sentences[0].text]
+    marks = [_mark(0, sentences[0])]
+    length = len(parts[0])
     for before, sentence in itertools.pairwise(sentences):
         ended = before.text.rstrip()[-1:] in ".!?:。！？"
         same = sentence.block is before.block
         gap = sentence.block.text[before.start + len(before.text) : sentence.start] if same else ""
         parts.append("\n" if "\n" in gap else " " if same or not ended else "\n\n")
+        length += len(parts[-1])
+        mark, last_mark = _mark(length, sentence), marks[-1]
+        if (mark[1] - mark[0], mark[2]) != (last_mark[1] - last_mark[0], last_mark[2]):
+            marks.append(mark)
         parts.append(sentence.text)
+        length += len(sentence.text)
     first, last = sentences[0], sentences[-1]
     pages = (first.block.page, last.block.page)
     known = (pages[0], pages[1]) if pages[0] is not None and pages[1] is not None else None
     start = first.block.start + first.start
-    return Chunk("".join(parts), first.block.section, known, start, last.end)
+    return Chunk("".join(parts), first.block.section, known, start, last.end, tuple(marks))
+
+
+def _mark(offset: int, sentence: _Sentence) -> Mark:
+    return offset, sentence.block.start + sentence.start, sentence.block.page

@@ -33,8 +33,8 @@ def find(folder: Path, root: Path) -> Iterator[Path]:
             path = Path(place) / name
             if name.startswith(".") or path.suffix.lower() not in (*SUFFIXES, BIBLIOGRAPHY):
                 continue
-            if path.is_symlink() and root not in path.resolve().parents:
-                continue
+            if path.is_symlink() and root not in Path(os.path.realpath(path)).parents:
+                continue  # a link that leads to itself is left out below
             if path.is_file():
                 yield path
 

@@ -196,6 +196,11 @@ def _converter(preamble: str) -> Callable[[str], str]:
     return convert
 
 
+def readable(latex: str) -> str:
+    """A short piece of LaTeX, such as a title, as text."""
+    return _converter("")(latex)
+
+
 def _plain(latex: str) -> str:
     return " ".join(re.sub(r"\\[A-Za-z]+\*?|[{}]", " ", latex).split())
 

@@ -44,6 +44,9 @@ HEADING = re.compile(
     re.IGNORECASE,
 )
 REFERENCES = re.compile(r"references|bibliography", re.IGNORECASE)
+REFERENCE = re.compile(r"^\[[\w+.-]{1,12}\]|\b(?:19|20)\d{2}[a-z]?\b")
+LOOK_AHEAD = 12  # lines after a heading
+APPENDIX = re.compile(r"[A-Z](?:\.\d{1,2})*\.?\s+[A-Z]")
 AFTER_REFERENCES = re.compile(r"append|supplement|acknowledge?ment", re.IGNORECASE)
 RUN_IN = re.compile(r"(Abstract|ABSTRACT|Summary)\s*[.:–—-]\s*(?=\S)")  # a heading with its text behind it
 STAMP = re.compile(r"arXiv:\S+\s+\[[\w.-]+\]\s+\d.*")  # what arXiv prints up the side of the first page
@@ -218,18 +221,21 @@ def _paragraphs(pages: list[list[str]]) -> Iterator[tuple[int, str, str]]:
     """(page, section, text) of each, the list of references left out."""
     section = ""
     in_references = False
+    filled = [line for lines in pages for line in lines if line]
+    at = 0  # lines of `filled` before the one after this
     for number, lines in enumerate(pages, 1):
         paragraph = ""
         widest = max((len(line) for line in lines), default=0)
         for line in lines:
+            at += bool(line)
             heading, rest = _heading(line), ""
             if run_in := RUN_IN.match(line):
                 heading, rest = run_in.group(1).capitalize(), line[run_in.end() :]
-            if heading and not (in_references and not _ends_references(line)):
+            if heading and not (in_references and not _ends_references(line, filled[at : at + LOOK_AHEAD])):
                 if paragraph and not in_references:
                     yield number, section, paragraph
                 paragraph, section = rest, heading
-                in_references = bool(REFERENCES.fullmatch(heading)) and number > len(pages) * 0.4
+                in_references = bool(REFERENCES.fullmatch(heading)) and _are_references(filled[at : at + LOOK_AHEAD])
             elif line and not in_references and not STAMP.fullmatch(line):
                 paragraph = _join(paragraph, line)
                 if line.endswith((".", "?", "!")) and len(line) < widest * 0.7:
@@ -239,10 +245,14 @@ def _paragraphs(pages: list[list[str]]) -> Iterator[tuple[int, str, str]]:
             yield number, section, paragraph
 
 
-def _ends_references(line: str) -> bool:
-    """A reference that begins with an initial looks like a numbered heading; an appendix is A, and no name."""
-    appendix = re.match(r"A(?:\.1)?\.?\s+[A-Z][a-z]{3,}(?:\s+[A-Za-z]+)+$", line)
-    return bool(AFTER_REFERENCES.search(line) or appendix)
+def _ends_references(line: str, after: list[str]) -> bool:
+    """A reference that begins with an initial looks like the heading of an appendix; what comes after it tells."""
+    return bool(AFTER_REFERENCES.search(line) or (APPENDIX.match(line) and not _are_references(after)))
+
+
+def _are_references(lines: list[str]) -> bool:
+    """Every second or third line of a list of references has a number in brackets or a year; prose has not."""
+    return 4 * sum(bool(REFERENCE.search(line)) for line in lines) >= len(lines) > 0
 
 
 def _heading(line: str) -> str:

@@ -9,9 +9,8 @@ from typing import Any
 
 from rag.documents.document import Block, Details, Document, Unreadable, arxiv_date, clean, clean_title
 
-HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*#*\s*$")
+HEADING = re.compile(r"(#{1,6})[^\S\n]+(\S.*)")
 FENCE = re.compile(r"^\s*(`{3,}|~{3,})")
-COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 SKIPPED_TAGS = frozenset(["script", "style", "nav", "noscript", "template", "svg", "form", "button"])
 # bytes that text in Windows-1252 has no use for
 STRANGE = bytes([*(set(range(32)) - set(b"\n\r\t\f")), 0x81, 0x8D, 0x8F, 0x90, 0x9D])
@@ -50,31 +49,62 @@ def _paragraphs(text: str) -> Iterator[Block]:
 def read_markdown(text: str) -> Document:
     """Front matter gives the details; headings give title and sections (`Method > Data`)."""
     fields, body = front_matter(text)
-    details = details_of(fields)
+    return _markdown(_without_comments(text), body, details_of(fields))
+
+
+def read_note(text: str) -> Document:
+    """Markdown as somebody wrote it into the lab: all of it is content, also between two `---` or in a comment."""
+    return _markdown(text, 0, Details())
+
+
+def _markdown(text: str, body: int, details: Details) -> Document:
     if not details.title:
-        heading = next((m for line in text[body:].splitlines()[:50] if (m := HEADING.match(line))), None)
+        heading = next((found for line in text[body:].splitlines()[:50] if (found := _heading(line))), None)
         if heading:
-            details = Details(title=clean_title(heading.group(2))).over(details)
+            details = Details(title=clean_title(heading[1])).over(details)
     return Document(details, _markdown_blocks(text, body, details.title))
 
 
+def _heading(line: str) -> tuple[int, str, int] | None:
+    """Level and text of a heading, and the column at which the text begins."""
+    match = HEADING.match(line)
+    if match is None:
+        return None
+    words = match.group(2).rstrip()
+    bare = words.rstrip("#")
+    if bare != words and bare[-1:].isspace():  # the marks that may close a heading; `C#` has none
+        words = bare
+    return (len(match.group(1)), words, match.start(2)) if words.strip("# ") else None
+
+
+def _without_comments(text: str) -> str:
+    """Each comment leaves a gap of its length, or the offsets of what follows would be wrong."""
+    parts, position = [], 0
+    while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        parts += [text[position:start], re.sub(r"[^\n]", " ", text[start : end + 3])]
+        position = end + 3
+    return "".join([*parts, text[position:]])
+
+
 def _markdown_blocks(text: str, body: int, title: str) -> Iterator[Block]:
+    """Paragraphs with their sections; a heading that nothing stands under is a paragraph itself."""
     levels: dict[int, str] = {}
     lines: list[str] = []
     start = position = body
     fenced = ""  # the marks that opened a block of code
     section = ""
+    bare: tuple[int, Block] | None = None  # level and text of a heading under which nothing has come yet
 
     def block() -> Iterator[Block]:
+        nonlocal bare
         content = "".join(lines).strip("\n")
         if content.strip():
+            bare = None
             yield Block(content, section=section, start=start)
         lines.clear()
 
-    # a comment leaves a gap of its length, or the offsets of what follows would be wrong
-    shown = COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text[body:])
-    for line in shown.splitlines(keepends=True):
-        heading = None if fenced else HEADING.match(line.rstrip("\n"))
+    for line in text[body:].splitlines(keepends=True):
+        heading = None if fenced else _heading(line)
         if mark := FENCE.match(line):
             marks = mark.group(1)
             if not fenced:
@@ -84,16 +114,26 @@ def _markdown_blocks(text: str, body: int, title: str) -> Iterator[Block]:
         if heading or (not line.strip() and not fenced):
             yield from block()
         if heading:
-            level = len(heading.group(1))
+            level, words, column = heading
+            if bare is not None and level <= bare[0]:
+                yield bare[1]
             levels = {k: v for k, v in levels.items() if k < level}
-            levels[level] = clean_title(heading.group(2))
-            section = " > ".join(name for _, name in sorted(levels.items()) if name != title)
+            above = _section(levels, title)
+            levels[level] = clean_title(words)
+            section = _section(levels, title)
+            bare = (level, Block(words, above, start=position + column))
         elif line.strip() or fenced:
             if not lines:
                 start = position
             lines.append(line)
         position += len(line)
     yield from block()
+    if bare is not None:
+        yield bare[1]
+
+
+def _section(levels: dict[int, str], title: str) -> str:
+    return " > ".join(name for _, name in sorted(levels.items()) if name != title)
 
 
 def front_matter(text: str) -> tuple[dict[str, Any], int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +141,12 @@ class Catalogue:
     def get(self, document: str) -> Entry | None:
         row = self._database.one("SELECT * FROM documents WHERE id = ?", (document,))
         return None if row is None else _entry(row)
+
+    def present(self, documents: Collection[str]) -> set[str]:
+        """Those of these ids that are documents and are not to be removed."""
+        marks = ", ".join("?" for _ in documents)
+        asked = f"SELECT id FROM documents WHERE state <> 'removing' AND id IN ({marks})"
+        return {row["id"] for row in self._database.query(asked, list(documents))}
 
     def next(self, *, above: int = -1, without: Sequence[str] = ()) -> Entry | None:
         """The next document to index or remove, of a priority over `above`; handed-over ones before files.

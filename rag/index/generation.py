@@ -25,7 +25,7 @@ from workspace import durable, process
 from workspace.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CURRENT = "current.json"
 ABOUT = "generation.json"
@@ -55,6 +55,7 @@ class Generations:
         self.folder = folder
         self._place = place
         self.fresh = False  # nothing was here
+        self.wake: Callable[[], None] = lambda: None  # a store that was lost is made anew: all of it waits
         self.serving: Generation | None = None
         about = {"model": model, "schema": schema, "dimension": dimension, "place": place.name}
         current = durable.read_json(folder / CURRENT)
@@ -91,7 +92,11 @@ class Generations:
             raise
 
     def _with_store(self, folder: Path, about: dict[str, Any], catalogue: Catalogue) -> Generation:
-        store = self._place.open(folder / "store", int(about["dimension"]), catalogue.store_is_empty)
+        def made() -> None:
+            catalogue.store_is_empty()
+            self.wake()
+
+        store = self._place.open(folder / "store", int(about["dimension"]), made)
         return Generation(folder, about["model"], int(about["schema"]), catalogue, store)
 
     def _open_old(self, folder: Path) -> Generation | None:

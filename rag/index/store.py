@@ -39,6 +39,7 @@ class Passage:
     page_end: int | None = None
     start: int = 0
     end: int = 0
+    marks: tuple[tuple[int, int, int | None], ...] = ()  # see `rag.documents.chunks.Chunk`
     campaign: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -56,13 +57,19 @@ class Passage:
         """The text both vectors are made from."""
         return f"{self.context}\n{self.text}"
 
+    def place(self, offset: int) -> tuple[int, int | None]:
+        """Where a character of `text` stands: its offset in the file, or in the text of its page, and the page."""
+        mark = next((mark for mark in reversed(self.marks) if mark[0] <= offset), (0, self.start, self.page))
+        return mark[1] + offset - mark[0], mark[2]
+
     def payload(self) -> dict[str, Any]:
-        return {**asdict(self), "tags": list(self.tags)}
+        return {**asdict(self), "tags": list(self.tags), "marks": [list(mark) for mark in self.marks]}
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Passage:
         known = {name: payload[name] for name in cls.__dataclass_fields__ if name in payload}
-        return cls(**{**known, "tags": tuple(payload.get("tags") or ())})
+        marks = tuple((mark[0], mark[1], mark[2]) for mark in payload.get("marks") or ())
+        return cls(**{**known, "tags": tuple(payload.get("tags") or ()), "marks": marks})
 
 
 @dataclass(frozen=True)

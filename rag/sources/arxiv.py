@@ -144,7 +144,13 @@ def ids_in(wanted: str) -> list[str]:
     """The arXiv ids of a text that consists of nothing else; empty for a query."""
     parts = [part for part in re.split(r"[\s,;]+", wanted) if part]
     found = [ID.fullmatch(part) for part in parts]
-    return [match.group(1) for match in found if match] if parts and all(found) else []
+    return [_plain(match.group(1)) for match in found if match] if parts and all(found) else []
+
+
+def _plain(id: str) -> str:
+    """An id as arXiv answers it: one of before 2007 without its subject class (`math/0211159` for `math.DG/...`)."""
+    archive, slash, number = id.partition("/")
+    return f"{archive.partition('.')[0].lower()}/{number}" if slash else id
 
 
 def _query(words: str) -> str:
@@ -174,7 +180,7 @@ def read_feed(feed: bytes) -> list[Paper]:
         terms = [category.get("term", "") for category in entry.iter(f"{ATOM}category")]
         abstract = " ".join(clean(_text(entry, "summary")).split())
         day = _text(entry, "published")[:10]
-        papers.append(Paper(match.group(1), title, tuple(names), day, abstract, tuple(filter(None, terms))))
+        papers.append(Paper(_plain(match.group(1)), title, tuple(names), day, abstract, tuple(filter(None, terms))))
     return papers
 
 

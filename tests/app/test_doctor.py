@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import git
@@ -15,6 +17,8 @@ import pytest
 from lab_mcp import doctor, machine_checks, workspace_checks
 from lab_mcp.finding import GIB, Finding
 from lab_mcp.initialise import init
+from sessions.entry import GENESIS, Entry
+from sessions.notebook import Notebook
 from training.hardware import compiler
 from training.hardware.cpu import CpuProbe
 from training.hardware.status import Device, HardwareStatus
@@ -268,6 +272,43 @@ def test_a_damaged_database_is_found(workspace: Workspace) -> None:
     assert found.level == "error" and "lab.db" in found.what
     workspace.database_file.write_bytes(b"no database at all" * 500)
     assert find(list(workspace_checks.database(workspace, Settings())), "cannot be read").level == "error"
+
+
+@pytest.mark.parametrize(
+    ("done", "words"),
+    [
+        (lambda lines: lines[:-1], "entries are gone"),
+        (lambda lines: [], "missing or empty"),
+        (lambda lines: chained(lines, "note 1", "note 9"), "say something else"),
+    ],
+)
+@pytest.mark.parametrize("served", [False, True])
+def test_what_was_done_to_the_notebook_is_found(
+    workspace: Workspace, done: Callable[[list[str]], list[str]], words: str, served: bool
+) -> None:
+    """Also by somebody who made the chain of hashes anew, and after a service has taken the file in again."""
+    database = Database(workspace.database_file)
+    notebook = Notebook(workspace, database, Outbox(database))
+    session = [notebook.write(conversation="c", section="Results", text=f"note {n}").session for n in range(3)][-1]
+    (found,) = workspace_checks.notebook(workspace, Settings())
+    assert found.level == "ok"
+    journal = workspace.journal_dir / f"{session}.jsonl"
+    journal.write_text("".join(f"{line}\n" for line in done(journal.read_text().splitlines())))
+    if served:
+        Notebook(workspace, database, Outbox(database)).recover()
+    database.close()
+    (found,) = workspace_checks.notebook(workspace, Settings())
+    assert found.level == "error" and words in found.what and session in found.what
+
+
+def chained(lines: list[str], old: str, new: str) -> list[str]:
+    """The journal with other words in it and every hash right again."""
+    previous, made = GENESIS, []
+    for line in lines:
+        entry = Entry.from_json(json.loads(line.replace(old, new))).sealed(previous)
+        previous = entry.hash
+        made.append(json.dumps(entry.as_json()))
+    return made
 
 
 def test_a_large_database_is_not_waited_for(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def test_an_answer_cites_passages_and_passages_are_marked_data() -> None:
     mark = re.search(r"BEGIN (\w{16}) and END \1", rules)
     assert mark is not None and "They are data" in rules
     inside = question.partition(f"BEGIN {mark[1]}")[2].partition(f"END {mark[1]}")[0]
-    assert all(source.quote in inside and source.id in inside for source in SOURCES)
+    assert all(source.passage in inside and source.id in inside for source in SOURCES)
     assert question.endswith("Question: Which warm-up is best?") and ORDER not in rules
 
 
@@ -69,9 +69,19 @@ def test_no_answer_is_an_answer() -> None:
 
 
 def test_citations_are_found_in_prose() -> None:
-    assert citations("[a-1] x[i] [see exp-1] [shelf:adam] [exp-0001,exp-0002] [3, 4] [2026-11-21-01-0004]") == [
-        "a-1", "shelf:adam", "exp-0001", "exp-0002", "2026-11-21-01-0004",
+    sources = [Source("a-1", "T", "p", "w")]
+    text = (
+        "[a-1] x[i] [see exp-1] [shelf:adam] [exp-0001,exp-0002] [3, 4] [2026-11-21-01-0004] [vaswani2017] [a-1, heads]"
+    )
+    assert citations(text, sources) == [
+        "a-1", "shelf:adam", "exp-0001", "exp-0002", "2026-11-21-01-0004", "vaswani2017", "a-1",
     ]  # fmt: skip
+
+
+def test_words_in_brackets_are_no_citations() -> None:
+    text = "BERT prepends [CLS] to [batch, heads] and hides [MASK] [pre-norm] [paper-warmup]."
+    with Loopback(in_turn(said(text))) as server:
+        assert ask(server)[1] == ("paper-warmup",) and len(server.asked) == 1
 
 
 def test_the_model_comes_from_the_settings() -> None:

@@ -13,7 +13,7 @@ import pdf_files
 import pytest
 from rag_support import eventually, forget_peak, peak_memory
 
-from rag.documents import bibliography, files
+from rag.documents import bibliography, files, text
 from rag.documents.document import Document, Unreadable
 from rag.engine import Engine
 from rag.index.catalogue import Entry
@@ -164,9 +164,20 @@ def test_instructions_in_a_paper_come_back_as_a_quote_of_that_paper(engine: Engi
 
 
 @pytest.mark.parametrize(
-    "text", ["@article{" * 20_000, "@a{k, title={" + "{" * 100_000, "@a{k,title=" + '"' * 50_000, "@" * 99_999]
+    "content",
+    [
+        *("@article{" * 20_000, "@a{k, title={" + "{" * 100_000, "@a{k,title=" + '"' * 50_000, "@" * 99_999),
+        *("@a{k,title={" * 20_000, '@a{k,title="{' * 20_000),
+    ],
 )
-def test_a_malformed_bibliography_is_read_in_bounded_time(text: str) -> None:
+def test_a_malformed_bibliography_is_read_in_bounded_time(content: str) -> None:
     started = time.process_time()
-    bibliography.parse(text)
+    bibliography.parse(content)
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("content", ["# a" + " " * 100_000 + "b", "#" * 50_000, "# " + "# " * 50_000, "<!-- " * 50_000])
+def test_odd_markdown_is_read_in_bounded_time(content: str) -> None:
+    started = time.process_time()
+    assert list(text.read_markdown(content).blocks) or not content.strip("# ")
     assert time.process_time() - started < 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from rag.documents import chunks, files, text
 from rag.documents.chunks import Chunk
 from rag.documents.document import Block
+from rag.index.store import Passage
+from rag.quote import LONGEST, quote
 
 WORD = st.text(alphabet="abcdefghijklmnopqrstuvwxyzABCéß中.!?,;:()[]\"'*-_`0123456789", min_size=1, max_size=12)
 SPACE = st.sampled_from([" ", " ", " ", "  ", "\n", "\n\n", "\t", ". ", ".\n"])
@@ -50,6 +53,10 @@ def check(blocks: list[Block]) -> list[Chunk]:
     made = list(chunks.cut(blocks))
     pages = laid_out(blocks)
     for chunk in made:
+        passage = Passage("d", 0, "paper", "T", "s", "", chunk.text, "", marks=chunk.marks)
+        for offset in range(0, len(chunk.text), 5):
+            place, page = passage.place(offset)
+            assert chunk.text[offset].isspace() or pages[page][place] == chunk.text[offset]
         assert 0 < len(chunk.text) <= chunks.LONGEST + 2
         assert squeezed(shown(chunk, pages)) == squeezed(chunk.text)
     assert "".join(squeezed(chunk.text) for chunk in made) == "".join(squeezed(block.text) for block in blocks)
@@ -118,3 +125,26 @@ def test_sentences_end_where_sentences_end() -> None:
         "(No one knows.)", "Next.",
     ]  # fmt: skip
     assert re.sub(r"\s", "", source) == re.sub(r"\s", "", "".join(spans))
+
+
+def test_a_quote_names_the_page_it_stands_on_and_where(tmp_path: Path) -> None:
+    blocks = [
+        Block("The first page ends with a marmot. " * 9, "S", 1, 0),
+        Block("An ibex comes on the next page.", "S", 2, 0),
+    ]
+    (chunk,) = chunks.cut(blocks)
+    passage = Passage("d", 0, "paper", "T", "s", "S", chunk.text, "", page=1, page_end=2, marks=chunk.marks)
+    again = Passage.from_payload(json.loads(json.dumps(passage.payload())))
+    start = chunk.text.index("An ibex")
+    assert again.place(start) == (0, 2) and again.place(start + 3) == (3, 2)
+    assert again.place(chunk.text.index("marmot", 40)) == (blocks[0].text.index("marmot", 40), 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXT, max_size=4), st.sets(st.integers(0, 50)))
+def test_a_quote_stands_where_it_says(parts: list[str], wanted: set[int]) -> None:
+    passage = "\n\n".join(parts)
+    made = quote(passage, frozenset(wanted), lambda words: [len(word) for word in words.split()])
+    assert len(made.text) <= LONGEST
+    shown = squeezed(made.text.removeprefix("… ").removesuffix(" …"))
+    assert squeezed(passage[made.start : made.end]).startswith(shown)

@@ -128,6 +128,70 @@ def test_changed_moved_copied_and_deleted_files(engine: Engine, papers: Workspac
     assert ids(engine, "storks winter") == []
 
 
+def test_copies_stay_copies_until_one_of_them_is_edited(engine: Engine, papers: Workspace) -> None:
+    """Whichever it is: the other keeps what it says, and neither is embedded again for nothing."""
+    for first, edited in (("a", "a"), ("p", "q")):
+        one, two = first, chr(ord(first) + 1)
+        for name in (one, two):
+            (papers.papers_dir / f"{name}.md").write_text(f"# Rollers {first}\n\nRollers {first} tumble in the air.")
+        report = index(engine)
+        assert (report.added, report.duplicates) == (1, 1)
+        report = index(engine)
+        assert (report.changed, report.added, report.duplicates) == (0, 0, 0)
+        (papers.papers_dir / f"{edited}.md").write_text(f"# Kestrels {first}\n\nKestrels {first} hover over verges.")
+        index(engine)
+        assert ids(engine, f"kestrels {first} hover over verges")[0] == f"paper-{edited}"
+        other = one if edited == two else two
+        found = engine.search(check(f"rollers {first} tumble in the air")).hits[0]
+        assert (found.title, found.source) == (f"Rollers {first}", f"papers/{other}.md")
+        report = index(engine)
+        assert (report.changed, report.added, report.removed) == (0, 0, 0)
+
+
+def test_what_a_file_said_before_its_edit_is_no_copy_of_it(engine: Engine, papers: Workspace) -> None:
+    old = papers.papers_dir / "z.md"
+    old.write_text("# Hoopoes\n\nHoopoes probe the turf.")
+    index(engine)
+    (papers.papers_dir / "a.md").write_text(old.read_text())  # looked at before z, which has changed
+    old.write_text("# Bitterns\n\nBitterns boom in the reeds.")
+    report = index(engine)
+    assert (report.added, report.changed, report.duplicates) == (1, 1, 0)
+    assert ids(engine, "hoopoes probe the turf") == ["paper-a"] and ids(engine, "bitterns boom") == ["paper-z"]
+
+
+def test_names_that_are_no_utf8_and_links_to_themselves_hold_nothing_up(engine: Engine, papers: Workspace) -> None:
+    odd = os.fsencode(papers.papers_dir) + b"/caf\xe9.md"
+    with open(odd, "w") as file:  # noqa: PTH123  a path of bytes
+        file.write("# Siskins\n\nSiskins feed on alder.")
+    (papers.papers_dir / "round.md").symlink_to("round.md")
+    (papers.papers_dir / "good.md").write_text("# Twites\n\nTwites winter on the shore.")
+    for _ in range(2):
+        report = index(engine)
+        assert [(one.source, one.reason) for one in report.failed] == [
+            ("papers/caf\\xe9.md", "its name is not UTF-8: rename it")
+        ]
+        assert ids(engine, "twites winter on the shore") == ["paper-good"]
+    os.rename(odd, papers.papers_dir / "café.md")  # noqa: PTH104
+    report = index(engine)
+    assert report.failed == [] and ids(engine, "siskins feed on alder") == ["paper-caf"]
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("## lr 0.02 wins over kittiwakes", "lr 0.02 wins over kittiwakes"),
+        ("---\nresult: kittiwakes lost\n---", "result: kittiwakes lost"),
+        ("Seen <!-- kittiwakes, by the cliff --> again", "kittiwakes, by the cliff"),
+        ("# Birds\n\nTerns came.\n\n## Kittiwakes stayed away", "Kittiwakes stayed away"),
+    ],
+)
+def test_a_note_is_found_by_whatever_somebody_wrote(engine: Engine, body: str, found: str) -> None:
+    engine.add(note(1, body))
+    assert engine.indexer.wait_idle(30) and engine.status().failed == []
+    hits = engine.search(check("kittiwakes", kinds=["note"])).hits
+    assert hits and found in " ".join(hit.quote for hit in hits)
+
+
 def test_only_the_named_part_is_looked_at(engine: Engine, papers: Workspace) -> None:
     (papers.root / "texts").mkdir()
     for name in ("one", "two"):

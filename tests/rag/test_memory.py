@@ -171,6 +171,32 @@ def test_a_closed_memory_refuses_and_a_slow_one_says_so(memory: Memory) -> None:
         memory.search("x")
 
 
+def test_a_worker_that_hangs_is_ended_and_comes_back(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it takes no more messages: others wait for their turn to write, and no longer than they said."""
+    memory.search("x")
+    hanging = memory.worker_pid
+    assert hanging is not None
+    os.kill(hanging, signal.SIGSTOP)
+    failures: list[LabError] = []
+
+    def add() -> None:
+        try:
+            memory.add("note", "note-1", "Long", "A wall creeper climbs. " * 100_000)
+        except LabError as error:
+            failures.append(error)
+
+    writer = threading.Thread(target=add)
+    writer.start()
+    monkeypatch.setattr(client, "HANGS_S", 1.0)
+    time.sleep(1.0)
+    with pytest.raises(Unavailable, match="is started again"):
+        memory._ask("status", {}, 1.0)
+    writer.join(60)
+    assert not writer.is_alive() and failures == []  # its call was made again
+    assert memory.worker_pid not in (None, hanging)
+    assert memory.search("x") is not None
+
+
 def test_a_worker_that_dies_comes_back_by_itself_while_documents_wait(
     memory: Memory, papers: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

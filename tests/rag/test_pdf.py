@@ -9,7 +9,7 @@ from pathlib import Path
 import pdf_files
 import pytest
 
-from rag.documents import chunks, files
+from rag.documents import chunks, files, pdf
 from rag.documents.document import Document, Unreadable
 
 WORDS = [
@@ -144,3 +144,27 @@ def test_real_articles_have_their_titles_authors_and_pages() -> None:
     assert any(chunk.pages and chunk.pages[0] == 2 for chunk in made)
     for path in sorted((Path(folder) / "jose").glob("*.pdf")):
         assert files.read(path).details.title, path.name
+
+
+REFERENCES = [f"[{n}] A. Author and B. Other. A title of theirs. In Proceedings, {1990 + n}." for n in range(9)]
+PROSE = ["We used a rate of 0.02 and a batch of 64 for all of them,", "on four cards, as is told in the main part."]
+
+
+@pytest.mark.parametrize(
+    "heading", ["A Hyperparameters", "B Proof of Theorem One", "A IMPLEMENTATION DETAILS", "Appendix"]
+)
+def test_what_follows_the_references_is_read_however_long_it_is(heading: str) -> None:
+    pages = [["Introduction", *PROSE], ["References", *REFERENCES, "", heading, *PROSE], *[[*PROSE, "More of it."]] * 9]
+    found = " ".join(text for _, _, text in pdf._paragraphs(pages))
+    assert "A. Author" not in found and found.count("We used a rate") == 11
+
+
+def test_a_reference_that_looks_like_a_heading_ends_no_references() -> None:
+    named = [
+        "A Vaswani and N Shazeer",
+        "Attention is all you need. In NeurIPS, 2017.",
+        "B Zoph and Q Le",
+        "Searching. 2016.",
+    ]
+    found = " ".join(text for _, _, text in pdf._paragraphs([[*PROSE], ["References", *named * 4]]))
+    assert "Zoph" not in found and "Searching" not in found

@@ -46,7 +46,9 @@ def note(name: str, body: str) -> Entry:
 def test_a_new_model_is_swapped_in_when_its_index_is_complete(papers: Workspace, embedder: Embedder) -> None:
     first = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder)
     first.add(note("note-1", "Capercaillies lek in pine forests, and dance before the sun is up in early spring."))
+    first.add(note("note-2", "Dotterels trip over the tops of the fells, and are seldom seen there by anybody."))
     assert first.indexer.wait_idle(30)
+    assert first.search(check("dotterels trip over the tops")).hits[0].id == "note-2"
     passages = first.generations.building.store.count()
     assert first.close(10)
 
@@ -57,12 +59,14 @@ def test_a_new_model_is_swapped_in_when_its_index_is_complete(papers: Workspace,
     assert page.hits[0].similarity is None
     assert "being rebuilt" in page.partial
     assert second.status().state == "rebuilding"
+    assert second.remove("note-2")  # which the old index still holds
+    assert "note-2" not in [hit.id for hit in second.search(check("dotterels trip over the tops")).hits]
     held.go.set()
     eventually(lambda: second.generations.serving is None, 60)
     page = second.search(check("capercaillies in pine forests"))
     assert (page.hits[0].id, page.partial) == ("note-1", "")
     assert page.hits[0].similarity is not None
-    assert second.generations.building.store.count() == passages
+    assert second.generations.building.store.count() == passages - 1
     eventually(lambda: len(list(papers.index_dir.glob("generation-*"))) == 1)
     assert second.close(10)
 

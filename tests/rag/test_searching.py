@@ -50,6 +50,24 @@ def test_a_passage_taken_out_while_it_is_searched_only_gives_no_feedback() -> No
     assert rank([Wording("otters", [1.0, 0.0])], Emptied(), Narrowing(), 0.3).order == ["note-1#0"]
 
 
+def test_runs_that_differ_in_one_setting_are_all_found(engine: Engine) -> None:
+    settings = ", ".join(f"model.knob_{n} = {n * 7}" for n in range(70))
+    for n in range(5):
+        body = f"run-000{n} ended: succeeded.\n\nSettings: optimizer.lr = 0.0{n}, {settings}"
+        engine.add(Entry(f"run-000{n}", "run", f"run-000{n}: wombats", f"r{n}", "", body=body))
+        engine.add(Entry(f"note-{n}", "note", f"Wombats {n}", f"n{n}", "", body=f"A copy {n}: {settings}"))
+    assert engine.indexer.wait_idle(60)
+    page = engine.search(check("optimizer.lr of the wombats, model.knob_3", limit=20))
+    assert {hit.id for hit in page.hits if hit.kind == "run"} == {f"run-000{n}" for n in range(5)}
+    assert len([hit for hit in page.hits if hit.kind == "note"]) == 1, "notes that say the same are still folded"
+
+
+def test_dates_at_the_end_of_time() -> None:
+    assert check("x", since="9999", until="9999-12-31").until == "9999-12-31"
+    with pytest.raises(Refused, match="is not a date"):
+        check("x", since="0000")
+
+
 def test_conditions_on_campaign_and_metrics(results: Engine) -> None:
     every = {f"exp-{n:04d}" for n in range(6)}
     assert every <= ids(results)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rag_support import eventually
 
 from rag.embedding.embedder import PACKAGED_MODEL, Embedder
 from rag.engine import Engine
@@ -232,6 +234,22 @@ def test_a_store_that_lost_everything_is_filled_again(tmp_path: Path) -> None:
     EdgeStore(tmp_path / "store", DIMENSION, catalogue.store_is_empty).close()
     assert catalogue.waiting() == 1
     catalogue.close()
+
+
+def test_a_collection_that_vanishes_is_filled_again_by_itself(papers: Workspace, embedder: Embedder) -> None:
+    engine = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: embedder, place=Place("elsewhere", local), shelf=False)
+    try:
+        engine.add(Entry("note-1", "note", "Herons", "n", "", body="Herons fish at dusk."))
+        assert engine.indexer.wait_idle(60)
+        store = engine.generations.building.store
+        assert isinstance(store, QdrantStore)
+        time.sleep(1.0)  # the indexer has nothing more to do and waits to be woken
+        store._client.delete_collection(store.collection)
+        store._there = False
+        engine.search(check("herons"))
+        eventually(lambda: engine.search(check("herons fish")).hits, 60)
+    finally:
+        assert engine.close(10)
 
 
 def test_plain_words_join_singular_and_plural_and_leave_stop_words_out() -> None:

@@ -69,6 +69,23 @@ def test_a_changed_note_shows_the_newest_words_and_the_journal_keeps_both(lab: A
     assert change["text"] == "Find a much better rate.\n\nIn five minutes a run."
 
 
+def test_what_a_person_changed_or_struck_out_is_what_the_notebook_says(lab: Any) -> None:
+    first = lab.notebook.write(conversation=TALK, section="Next steps", text="Repeat with lr 0.05.")
+    second = lab.notebook.write(conversation=TALK, section="Next steps", text="Repeat with lr 0.1.")
+    lab.told()
+    lab.edit(first.session, lambda page: page.replace("lr 0.1.", "lr 0.2."))
+    assert lab.notebook.absorb_edits() == 1
+    assert (
+        lab.notebook.words(second.id) == "Repeat with lr 0.2." and lab.notebook.latest().text == "Repeat with lr 0.2."
+    )
+    lab.edit(first.session, lambda page: page.replace("Repeat with lr 0.2.\n", ""))
+    assert lab.notebook.absorb_edits() == 1
+    assert lab.notebook.words(second.id) == "" and lab.notebook.latest().text == "Repeat with lr 0.05."
+    told = [message["entry"] for message in lab.told()]
+    entries = {entry.id: entry for entry in lab.notebook.entries(first.session)}
+    assert [entries[name].amends for name in told] == [(second.id,), (second.id,)]
+
+
 def test_a_row_added_to_a_table_belongs_to_the_table(lab: Any, session: str) -> None:
     lab.edit(session, lambda page: page.replace("| a | 1 |\n", "| a | 1 |\n| b | 2 |\n"))
     assert "| a | 1 |\n| b | 2 |\n\nAs expected." in lab.notebook.read(session)

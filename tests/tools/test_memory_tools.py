@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from tools.bounds import RESULT_CHARACTERS, size
 from tools.memory import RagSearchArguments, rag_search
 from tools.tool import Caller
 from workspace.layout import Workspace
-from workspace.settings import Settings
+from workspace.settings import SearchSettings, Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -46,3 +47,13 @@ async def test_twenty_long_hits_fit_and_the_cursor_is_that_of_the_last_one_shown
     assert 0 < len(answer.hits) < 20
     assert answer.next_cursor == f"after-{len(answer.hits) - 1}"
     assert (memory.asked["where"], memory.asked["variants"], memory.asked["limit"]) == (["val_bpb<1"], ["y"], 20)
+
+
+async def test_a_web_search_that_cannot_be_made_hides_nothing_of_the_labs_own(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    settings = Settings(search=SearchSettings(provider="searxng", url=url))
+    lab: Any = SimpleNamespace(memory=LongMemory(), workspace=Workspace(tmp_path), settings=settings)
+    answer = await rag_search(lab, RagSearchArguments(query="x", web=True), Caller("test"))
+    assert answer.hits and answer.web == [] and "the web was not searched: " in (answer.partial or "")
