@@ -50,6 +50,7 @@ def held(lab: Any) -> dict[str, str]:
 
 
 def test_memory_says_what_the_page_says(lab: Any) -> None:
+    lab.notebook.new("About rates", "c")
     entry = lab.notebook.write(conversation="c", section="Next steps", text="Repeat with lr 0.1.")
     note, session = f"note-{entry.id}", f"session-{entry.session}"
     page = lab.workspace.sessions_dir / lab.notebook.get(entry.session).page
