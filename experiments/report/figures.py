@@ -249,7 +249,7 @@ def page(progress: Progress, title: str) -> str:
             x=[p.place for p in points], y=[low if p.score is None else p.score for p in points], mode="markers",
             marker={"symbol": symbol, "color": colour, "size": 11 if filled else 8, "line": {"width": 1.5}},
             name=f"{word} ({len(points)})", customdata=[_hover(p, progress.metric) for p in points],
-            hovertemplate="%{customdata}<extra></extra>",
+            hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
         )  # fmt: skip
     better = "lower is better" if progress.direction == "lower" else "higher is better"
     figure.update_layout(
