@@ -21,6 +21,7 @@ from workspace.errors import LabError, NotFound, Refused
 Status = Literal["keep", "discard", "crash", "skip"]
 LARGEST_BYTES = 50_000_000
 AUTORESEARCH = ("commit", "val_bpb", "memory_gb", "status", "description")
+OURS = ("experiment", "verdict", "effect", "noise_sd", "n_candidate")  # columns of this lab's own file
 UNIFIED = ("exp", "description", "val_bpb", "peak_mem_gb", "tok_sec", "mfu", "steps", "status", "notes")
 # what the columns are called, here and in the forks; spelling and case do not matter
 NAMES: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ WORDS: dict[Status, tuple[str, ...]] = {
               "killed", "invalid", "checks"),
     "skip": ("skip", "skipped", "pending", "aborted", "cancelled", "canceled"),
 }  # fmt: skip
+NO_COMMIT = ("unknown", "uncommitted", "pending", "tbd")  # and what stands for nothing at all
 NOTHING = ("", "-", "--", "none", "null", "n/a", "na", "nan", "inf", "-inf", "+inf", "?")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 POSITIVE = ("bpb", "loss", "perplexity")  # a score of zero in one of these stands for no score
@@ -130,7 +132,13 @@ class _Reader:
             if not first and row.status == "keep" and re.match(r"\W*baseline\b", row.description, re.IGNORECASE):
                 session, first = session + 1, True
                 self.notes.append(f"line {number} is another baseline: what follows is taken as another session")
-            rows.append(row.model_copy(update={"session": session, "baseline": first and row.score is not None}))
+            baseline = first and row.score is not None
+            if baseline and not self._called_baseline(row, cells):
+                self.notes.append(
+                    f"line {number} is taken as the baseline, what the others start from: it has the first score, "
+                    "though nothing in it says baseline"
+                )
+            rows.append(row.model_copy(update={"session": session, "baseline": baseline}))
         if not rows:
             reason = f" ({self.problems[0]})" if self.problems else ""
             raise Refused(f"{self.name} holds no row that can be read{reason}", valid=" ".join(AUTORESEARCH))
@@ -155,16 +163,43 @@ class _Reader:
         lines = text.split("\n" if "\n" in text else "\r")
         first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
         if "\t" not in first and "," in first:
-            reader = csv.reader(io.StringIO(text, newline=""))
-            found = [(reader.line_num, cells) for cells in reader]
+            found = self._comma_separated(text)
         else:
             found = [(i, [_unquoted(c) for c in line.rstrip("\r").split("\t")]) for i, line in enumerate(lines, 1)]
         return [(i, [c.strip() for c in cells]) for i, cells in found if _says_something(cells)]
+
+    def _comma_separated(self, text: str) -> list[tuple[int, list[str]]]:
+        """Rows of a .csv, each with the number of its last line. A quote that is never closed would swallow the rows
+        behind it: refused."""
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        found: list[tuple[int, list[str]]] = []
+        begins = 1
+        try:
+            for cells in reader:
+                if (span := reader.line_num - begins + 1) > 1:
+                    self.notes.append(f"lines {begins} to {reader.line_num} are one row: {span} lines within quotes")
+                found.append((reader.line_num, cells))
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise Refused(
+                f"{self.name} line {begins}: the row that begins here cannot be read ({error})",
+                valid='quotes in pairs around a whole cell, a quote within it doubled: "said ""no"""',
+                fix="mend the quotes of that line, or separate the columns by tabs",
+            ) from error
+        return found
 
     def _head(self, lines: Sequence[tuple[int, list[str]]]) -> None:
         """Find out which column is what, from the header or, without one, from the order autoresearch writes."""
         number, cells = lines[0]
         names = _normal(cells)
+        if set(OURS) <= set(names):
+            raise Refused(
+                f"{self.name} is a results.tsv of this lab: its rows are means of several runs, each judged against "
+                "controls of its own, and would be judged here as single runs against one another",
+                valid="what another loop wrote, one run a row",
+                fix="its verdicts are in the columns verdict, effect, low, high, p and sentence; lab-mcp report all "
+                "writes about the experiments of this workspace",
+            )
         scores = (_normal([self.metric])[0],) if self.metric else NAMES["score"]
         wanted = {**NAMES, "score": scores}
         has = {what: next((names.index(n) for n in choice if n in names), None) for what, choice in wanted.items()}
@@ -223,10 +258,14 @@ class _Reader:
         megabytes = self.where.get("memory") is not None and self._title("memory").lower().endswith("mb")
         memory = _number(self._cell(cells, "memory"))
         return Row(
-            line=line, session=session, commit=self._cell(cells, "commit"), score=score, status=status, baseline=False,
+            line=line, session=session, commit=_commit(self._cell(cells, "commit")), score=score, status=status,
+            baseline=False,
             memory_gb=None if not memory else memory / 1024 if megabytes else memory,
             description=self._cell(cells, "description"),
         )  # fmt: skip
+
+    def _called_baseline(self, row: Row, cells: list[str]) -> bool:
+        return "baseline" in f"{row.description} {self._cell(cells, 'status')}".casefold()
 
     def _fitted(self, line: int, cells: list[str]) -> list[str]:
         """The cells of a line that has more than the header: a text at the end may hold the separator."""
@@ -285,6 +324,12 @@ def _unquoted(cell: str) -> str:
 def _number(text: str) -> float | None:
     value = float(text) if NUMBER.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
+
+
+def _commit(text: str) -> str:
+    """Empty for what stands in place of a commit: rows that share it are no repeats of one."""
+    lowered = text.casefold()
+    return "" if lowered in NOTHING or lowered in NO_COMMIT or not lowered.strip("0") else text
 
 
 def _status(text: str) -> Status | None:

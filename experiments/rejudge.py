@@ -34,6 +34,8 @@ Source = Literal["given", "repeats", "discards"]
 QN = 1 / (math.sqrt(2) * statistics.NormalDist().inv_cdf(0.625))  # first quartile of |X - Y| to standard deviation
 QN_EFFICIENCY = 0.6  # measured on simulated nights of 80 changes that do nothing: so many fewer degrees of freedom
 FEWEST_DISCARDS = 8
+LONGEST_STRETCH = 200  # discards compared pair by pair; a longer stretch is cut into such pieces
+MOST_PAIRS = 1_000_000  # distances looked at, of pieces spread evenly over the file
 FEWEST_REPEATS = 4  # degrees of freedom, where the discards could be used instead
 POWER = 0.8
 
@@ -163,7 +165,9 @@ def _discards(rows: Sequence[Row]) -> Noise | None:
             stretches.append([])
         if row.status == "discard" and row.score is not None:
             stretches[-1].append(row.score)
-    used = [scores for scores in stretches if len(scores) > 1]
+    pieces = [piece for scores in stretches for piece in _pieces(scores) if len(piece) > 1]
+    pairs = sum(math.comb(len(piece), 2) for piece in pieces)
+    used = pieces[:: max(1, math.ceil(pairs / MOST_PAIRS))]
     total = sum(map(len, used))
     distances = sorted(abs(a - b) for scores in used for a, b in itertools.combinations(scores, 2))
     if total < FEWEST_DISCARDS or len(used) == total:
@@ -177,6 +181,13 @@ def _discards(rows: Sequence[Row]) -> Noise | None:
         "It knows nothing of drift between days or machines"
     )
     return _noise("discards", sd, max(1.0, math.floor(QN_EFFICIENCY * (total - len(used)))), text)
+
+
+def _pieces(scores: Sequence[float]) -> list[Sequence[float]]:
+    """As few equal pieces of neighbours as are short enough."""
+    count = math.ceil(len(scores) / LONGEST_STRETCH)
+    edges = [i * len(scores) // count for i in range(count + 1)] if count else [0]
+    return [scores[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _noise(source: Source, sd: float, df: float, how: str) -> Noise:

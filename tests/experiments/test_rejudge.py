@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
 import pytest
+from made_up_night import night
 
 from experiments.imported import Imported, Row, read
-from experiments.rejudge import rejudge
+from experiments.rejudge import LONGEST_STRETCH, MOST_PAIRS, _pieces, rejudge
+from experiments.results import COLUMNS, row
 from workspace.errors import LabError, NotFound, Refused
 
 FILES = Path(__file__).parent / "results_files"
@@ -124,6 +127,40 @@ def test_what_is_no_results_file_is_refused(tmp_path: Path, content: str, what: 
         read(tmp_path / "no-such-file.tsv")
 
 
+def test_this_labs_own_file_is_not_taken_for_single_runs(tmp_path: Path) -> None:
+    record = next(record for record in night(20) if record.verdict == "keep")
+    content = "\t".join(COLUMNS) + "\n" + row(record) + "\n"
+    with pytest.raises(Refused, match=r"means of several runs.*verdict, effect, low"):
+        read(written(tmp_path, content))
+
+
+def test_a_baseline_that_is_not_called_one_is_noted(tmp_path: Path) -> None:
+    found = read(written(tmp_path, NIGHT.replace("baseline", "as it was")))
+    assert found.rows[0].baseline and found.notes == [
+        "line 2 is taken as the baseline, what the others start from: it has the first score, though nothing in it "
+        "says baseline"
+    ]
+
+
+@pytest.mark.parametrize("commit", ["-", "n/a", "None", "0000000", "0" * 40, "", "unknown"])
+def test_what_stands_in_place_of_a_commit_is_no_repeat_of_it(tmp_path: Path, commit: str) -> None:
+    lines = [f"{commit}\t{1 + 0.1 * n}\t1\tdiscard\tchange {n}" for n in range(5)]
+    night = rejudge(read(written(tmp_path, NIGHT + "\n".join(lines) + "\n")))
+    assert night.noise is None, "five different changes say nothing of the noise of one"
+
+
+def test_quotes_that_do_not_match_are_refused_with_their_line(tmp_path: Path) -> None:
+    head, rows = HEADER.replace("\t", ","), [f"c{n},0.9{n},44,discard,change {n}" for n in range(5)]
+    rows[2] = 'c2,0.92,44,discard,"change 2'
+    with pytest.raises(Refused, match=r"results.tsv line 4: the row that begins here cannot be read"):
+        read(written(tmp_path, head + "\n".join(rows) + "\n"))
+    rows[2] = 'c2,0.92,44,discard,"change ""2"" of'
+    rows[3] = 'two lines"'
+    found = read(written(tmp_path, head + "\n".join(rows) + "\n"))
+    assert len(found.rows) == 4 and found.rows[2].description == 'change "2" of\ntwo lines'
+    assert "lines 4 to 5 are one row: 2 lines within quotes" in found.notes
+
+
 def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
     draw = random.Random(3)
     night = (FILES / "night.tsv").read_bytes()
@@ -166,6 +203,15 @@ def test_a_night_in_which_nothing_works_is_seen_through() -> None:
     sds = sorted(night.noise.sd for night in nights if night.noise)
     assert 0.9 < sds[len(sds) // 2] < 1.1
     assert sum(night.noise.low <= 1 <= night.noise.high for night in nights if night.noise) > 0.8 * 300
+
+
+def test_a_file_of_ten_thousand_discards_is_judged_from_neighbours() -> None:
+    pieces = _pieces(range(10_000))
+    assert [each for piece in pieces for each in piece] == list(range(10_000))
+    assert sum(math.comb(len(piece), 2) for piece in pieces) <= MOST_PAIRS
+    assert _pieces(range(LONGEST_STRETCH)) == [range(LONGEST_STRETCH)] and _pieces([]) == []
+    night = rejudge(simulated(1, tries=10_000))
+    assert night.noise and night.noise.sd == pytest.approx(1.0, rel=0.05)
 
 
 def test_a_true_gain_is_kept_and_found_beyond_noise() -> None:
