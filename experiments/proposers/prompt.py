@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,9 @@ from experiments.record import ExperimentRecord
 from training.config import allowed_values, knobs, value_of
 
 HISTORY = 40  # experiments shown one by one; of the others only counts
+# what a reasoning model says to itself; some servers leave out where it begins
+THINKING = re.compile(r"\A.*</think(?:ing)?\s*>|<think(?:ing)?\s*>.*\Z", re.DOTALL | re.IGNORECASE)
+MARK = re.compile(r"<(?=\s*/?\s*data)", re.IGNORECASE)  # the beginning of what reads as a mark of ours
 CRASHES = 3  # whose logs are shown
 LOG_CHARACTERS = 900
 PASSAGE_CHARACTERS = 400
@@ -79,31 +82,40 @@ def question_text(question: Question, *, patches: bool, numbers_elsewhere: bool 
 
 
 def parse(text: str, *, patches: bool) -> dict[str, Any]:
-    """The hypothesis in an answer, which may stand in a code block or among words. Raises `Unreadable`."""
-    try:
-        value = json.loads(_object(text))
-    except ValueError as error:
-        raise Unreadable(f"the answer is no JSON object ({error})") from error
-    try:
-        proposed = Proposed.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the answer"
-        raise Unreadable(f"{where}: {first['msg']}") from error
+    """The hypothesis in an answer, which may stand in a code block, among words or after the model's thinking; of
+    several the last. Raises `Unreadable`."""
+    proposed, problem = None, "the answer holds no JSON object"
+    for value in _objects(THINKING.sub("", text)):
+        try:
+            proposed = Proposed.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            problem = f"{'.'.join(map(str, first['loc'])) or 'the answer'}: {first['msg']}"
+    if proposed is None:
+        raise Unreadable(problem)
     if proposed.patch and not patches:
         raise Unreadable("patch: patches are switched off, change settings only")
     return proposed.model_dump(exclude_none=True)
 
 
-def _object(text: str) -> str:
-    """The outermost {...} of a text."""
-    start, end = text.find("{"), text.rfind("}")
-    return text[start : end + 1] if 0 <= start < end else text
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a text that are not within another one, in order; braces that begin none are passed over."""
+    decoder, at = json.JSONDecoder(), text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except RecursionError:  # nested deeper than any answer is
+            return
+        except ValueError:
+            end = at + 1
+        else:
+            yield value
+        at = text.find("{", end)
 
 
 def _data(title: str, text: str) -> str:
     """A part that was not written by us, marked as such; it cannot end its own mark."""
-    text = re.sub(r"</?data>", "", text.strip())
+    text = MARK.sub("&lt;", text.strip())
     return f"{title}:\n<data>\n{text}\n</data>" if text else ""
 
 
