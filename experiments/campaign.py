@@ -5,19 +5,29 @@ Plain, frozen records, as they lie in the ledger and in experiments/campaigns/ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.final_audit import FinalAudit
 from experiments.hypothesis import Direction
 from experiments.record import Frozen
-from workspace.errors import Refused
+from workspace.errors import Refused, closest
 
 State = Literal["running", "paused", "ended"]
 ProposerName = Literal["optuna", "llm", "claude-code", "hybrid", "assistant"]
 PROPOSERS: tuple[ProposerName, ...] = ("optuna", "llm", "claude-code", "hybrid", "assistant")
 SAMPLERS = ("tpe", "cmaes")
+
+
+def proposer_named(name: str) -> ProposerName:
+    """Raises `Refused` naming the closest."""
+    for known in PROPOSERS:
+        if name == known:
+            return known
+    near = closest(name, PROPOSERS) or PROPOSERS
+    raise Refused(f"there is no proposer {name[:40]!r}", valid=", ".join(near))
 
 
 class Budget(BaseModel):
@@ -30,6 +40,21 @@ class Budget(BaseModel):
     hours: float | None = Field(None, gt=0, le=24 * 366, description="of the clock, pauses not counted")
     gpu_hours: float | None = Field(None, gt=0, description="time of runs x devices; a run on a CPU holds one")
     money: float | None = Field(None, gt=0, description="in the currency of the prices in lab.toml")
+
+    @classmethod
+    def of(cls, amounts: Mapping[str, float | None]) -> Budget:
+        """A budget of these amounts. Raises `Refused` for one that is out of range."""
+        try:
+            return cls.model_validate(dict(amounts))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name, given = ".".join(map(str, first["loc"])), first["input"]
+            shown = f"{given:g}" if isinstance(given, int | float) else repr(given)[:40]
+            most = first.get("ctx", {}).get("le")
+            raise Refused(
+                f"a budget of {shown} {name.replace('_', ' ')} is not possible",
+                valid=f"above 0 and at most {most:,}" if most is not None else str(first["msg"]),
+            ) from error
 
     def check(self) -> Budget:
         """Raises `Refused` when nothing is limited."""
@@ -47,7 +72,7 @@ class Budget(BaseModel):
         if odd := [name for name in theirs if mine[name] is None]:
             limits = ", ".join(self.model_dump(exclude_none=True))
             raise Refused(f"this campaign is not limited in {odd[0]}, so that cannot be extended", valid=limits)
-        return Budget(**{name: mine[name] + theirs.get(name, 0) if mine[name] else None for name in mine})
+        return Budget.of({name: mine[name] + theirs.get(name, 0) if mine[name] else None for name in mine})
 
     def used_up(self, spent: Spent) -> str | None:
         """Which limit has been reached, in words."""

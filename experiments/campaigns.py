@@ -15,19 +15,19 @@ from typing import Any
 
 from experiments import final_audit, hypothesis
 from experiments.breaker import barren, same_crash, stagnant
-from experiments.campaign import PROPOSERS, Budget, CampaignRecord, Proposal, ProposerName, Spent
+from experiments.campaign import Budget, CampaignRecord, Proposal, Spent, proposer_named
 from experiments.campaign_ledger import KIND, CampaignLedger
 from experiments.campaign_view import CampaignView, hours, view
 from experiments.lab import Experiments
 from experiments.proposers.port import Answer, Exhausted, Malformed, Proposer, Question
 from experiments.questions import LOOK_BACK, question
-from experiments.record import MEASURING, ExperimentRecord
+from experiments.record import ENDING, MEASURING, ExperimentRecord
 from experiments.recording import device_seconds
 from experiments.tries import NotYet, Tries
 from training.runs.records import LIVE, RunRecord
 from workspace import clock
 from workspace.database import Database
-from workspace.errors import NotFound, Refused, Unavailable, closest, unknown
+from workspace.errors import NotFound, Refused, Unavailable, unknown
 from workspace.ids import Ids
 from workspace.layout import Workspace
 from workspace.outbox import Outbox
@@ -90,7 +90,7 @@ class Campaigns:
                     "nothing this campaign does has a price, so a budget in money would never be used up",
                     fix="set [campaigns] gpu_hour_price in lab.toml, or name hours or experiments",
                 )
-            name = _proposer(proposer)
+            name = proposer_named(proposer)
             claim = hypothesis.example({"metric": metric, "direction": direction, "smallest_effect": smallest_effect})
             checked = hypothesis.parse({**claim, "metric": metric, "direction": direction,
                                         "smallest_effect": smallest_effect})  # fmt: skip
@@ -139,11 +139,10 @@ class Campaigns:
         """End it now; the experiment under way is cancelled."""
         with self._changing:
             record = self.get(campaign)
-            if record.state == "ended":
+            if record.state == "ended" and not (record.stopped_by and self._open(campaign)):
                 raise Refused(f"{campaign} has ended already ({record.why})", fix="nothing to do")
             ended = self._end(record, f"stopped: {why}", stopped_by=by)
-        for experiment in self._open(campaign):
-            self.experiments.cancel(experiment.id, by)
+        self._cancel_stopped()
         return ended
 
     def extend(self, campaign: str, more: Budget) -> CampaignRecord:
@@ -249,9 +248,19 @@ class Campaigns:
         if not self._ticking.acquire(blocking=False):
             return 0
         try:
+            self._cancel_stopped()
             return sum(self._tries.step(each.id, partial(self._advance, each)) for each in self.ledger.list("running"))
         finally:
             self._ticking.release()
+
+    def _cancel_stopped(self) -> None:
+        """Cancel what is under way of campaigns that somebody stopped: also what a kill left, or what was being
+        proposed at that moment."""
+        for experiment in self.experiments.ledger.open():
+            may_end = experiment.campaign and experiment.state not in ENDING and not experiment.cancelled_by
+            campaign = self.ledger.get(experiment.campaign or "") if may_end else None
+            if campaign is not None and campaign.stopped_by:
+                self.experiments.cancel(experiment.id, campaign.stopped_by)
 
     def tick_audits(self) -> int:
         """Make the next step of every audit that is due; returns how many moved. One may take hours: it has a thread
@@ -344,7 +353,16 @@ class Campaigns:
             self.ledger.settle(proposal, state="answered", proposer=answer.proposer, answer=answer.claim)
 
     def _propose(self, record: CampaignRecord, proposal: Proposal) -> None:
-        """The experiment of an answer; what the lab refuses is kept with the reason, for the next question."""
+        """The experiment of an answer; what the lab refuses is kept with the reason, for the next question.
+
+        `record` may be old. A stop that comes before begins nothing; one that comes meanwhile finds the experiment, or
+        is found here. No lock is held, since git may be asked, and a stop does not wait for that.
+        """
+        state = self.get(record.id).state
+        if state == "ended":
+            self.ledger.settle(proposal, state="refused", problem="the campaign had ended before it was tried")
+        if state != "running":
+            return
         fixed = {"metric": record.metric, "direction": record.direction, "smallest_effect": record.smallest_effect}
         try:
             experiment = self.experiments.propose(
@@ -360,6 +378,8 @@ class Campaigns:
             self.ledger.settle(proposal, state="refused", problem=str(error)[:1500])
         else:
             self.ledger.settle(proposal, state="proposed", experiment=experiment.id)
+            if by := self.get(record.id).stopped_by:
+                self.experiments.cancel(experiment.id, by)
 
     def _question(self, record: CampaignRecord, proposal: Proposal) -> Question:
         return question(record, proposal, self.ledger, self.experiments, self.spent(record).money)
@@ -386,11 +406,3 @@ class Campaigns:
 def _is_still(now: CampaignRecord, due: final_audit.FinalAudit) -> bool:
     """Is what was due still to be audited, or has an extension made it that of an earlier end?"""
     return now.audit is not None and (now.audit.experiment, now.audit.runs) == (due.experiment, due.runs)
-
-
-def _proposer(name: str) -> ProposerName:
-    for known in PROPOSERS:
-        if name == known:
-            return known
-    near = closest(name, PROPOSERS) or PROPOSERS
-    raise Refused(f"there is no proposer {name[:40]!r}", valid=", ".join(near))

@@ -48,7 +48,7 @@ async def run_campaign(lab: Lab, arguments: RunCampaignArguments, caller: Caller
 
 def _act(lab: Lab, arguments: RunCampaignArguments, caller: Caller) -> RunCampaignResult:
     campaigns, action = lab.campaigns, arguments.action
-    budget = Budget(**{name: getattr(arguments, name) for name in BUDGET})
+    budget = Budget.of({name: getattr(arguments, name) for name in BUDGET})
     if action == "start":
         record = _start(lab, arguments, budget, caller)
         following = f"it goes on by itself; run_campaign(campaign_id={record!r}) tells how far it is"

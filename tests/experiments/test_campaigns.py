@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from campaigns_bench import CampaignBench, landscape
+from experiments_bench import Killed
 from scripted_runs import Script
 
-from experiments.campaign import Budget, CampaignStep
+from experiments.campaign import Budget, CampaignRecord, CampaignStep
 from experiments.campaign_view import hours
+from experiments.lab import Experiments
 from experiments.proposers.port import Answer, Exhausted, Question
 from training.runs.records import RunRequest
 from workspace.errors import NotFound, Refused, Unavailable
@@ -136,6 +138,104 @@ def test_pause_resume_extend_and_stop(bench: CampaignBench) -> None:
     with pytest.raises(Refused, match="ended"):
         bench.campaigns.resume(campaign)
     assert bench.posted("campaign.changed") == 8
+
+
+def test_amounts_out_of_range_are_refused_with_the_range(bench: CampaignBench) -> None:
+    with pytest.raises(Refused, match=r"a budget of 10000 hours is not possible.*at most 8,784"):
+        Budget.of({"hours": 10_000, "runs": None})
+    with pytest.raises(Refused, match=r"a budget of -1 gpu hours is not possible"):
+        Budget.of({"gpu_hours": -1})
+    campaign = bench.campaigns.start("", Budget(hours=8000)).id
+    with pytest.raises(Refused, match=r"a budget of 9000 hours is not possible.*at most 8,784"):
+        bench.campaigns.extend(campaign, Budget(hours=1000))
+    assert bench.campaigns.get(campaign).budget == Budget(hours=8000)
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------
+
+
+def until_under_way(bench: CampaignBench) -> str:
+    """A campaign whose first experiment has a run."""
+    campaign = bench.start(5).id
+    while not bench.runs.records:
+        bench.campaigns.tick()
+        bench.lab.tick()
+    return campaign
+
+
+def stop_killed(bench: CampaignBench, campaign: str) -> None:
+    """The campaign has ended, and the service died before its experiment was cancelled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiments, "cancel", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            bench.campaigns.stop(campaign, "enough", by="me")
+    bench.database.close()
+    bench.again()
+    assert bench.campaigns.get(campaign).state == "ended" and bench.lab.get("exp-0001").cancelled_by is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_stop_that_was_killed_half_way_is_finished(bench: CampaignBench, again: bool) -> None:
+    """By the next tick, or by whoever says it once more."""
+    campaign = until_under_way(bench)
+    stop_killed(bench, campaign)
+    if again:
+        assert bench.campaigns.stop(campaign).why == "stopped: enough"
+    else:
+        bench.campaigns.tick()
+    assert bench.lab.get("exp-0001").cancelled_by == "me"
+    bench.run_out()
+    assert bench.campaigns.look(campaign).counts == {"invalid": 1}
+    with pytest.raises(Refused, match="has ended already"):
+        bench.campaigns.stop(campaign)
+
+
+def answered(bench: CampaignBench) -> CampaignRecord:
+    """A campaign whose first proposal has its answer, as a tick that is about to act on it knows it."""
+    campaign = bench.start(5).id
+    while not any(p.state == "answered" for p in bench.campaigns.ledger.proposals(campaign)):
+        bench.campaigns.tick()
+    return bench.campaigns.get(campaign)
+
+
+@pytest.mark.parametrize("how", ["stop", "pause"])
+def test_a_stop_or_pause_before_a_proposal_is_tried_begins_nothing(tmp_path: Path, how: str) -> None:
+    bench = scripted(tmp_path / "lab", rate(0.04))
+    known = answered(bench)
+    getattr(bench.campaigns, how)(known.id)
+    bench.campaigns._advance(known)
+    assert bench.lab.list() == []
+    (proposal,) = bench.campaigns.ledger.proposals(known.id)
+    assert proposal.state == ("refused" if how == "stop" else "answered")
+    if how == "pause":
+        bench.campaigns.resume(known.id)
+        bench.campaigns.tick()
+        assert [record.id for record in bench.lab.list()] == ["exp-0001"], "a pause loses no answer"
+
+
+def test_a_stop_while_a_proposal_is_looked_at_cancels_what_comes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = scripted(tmp_path / "lab", rate(0.04))
+    known = answered(bench)
+    check = bench.lab._check
+
+    def stopped(*arguments: Any) -> None:
+        bench.campaigns.stop(known.id, by="me")
+        check(*arguments)
+
+    monkeypatch.setattr(bench.lab, "_check", stopped)
+    bench.campaigns.tick()
+    assert bench.lab.get("exp-0001").cancelled_by == "me"
+    bench.run_out()
+    assert bench.lab.get("exp-0001").verdict == "invalid"
+
+
+def test_an_ended_budget_still_lets_what_was_begun_finish(bench: CampaignBench) -> None:
+    campaign = bench.start(1).id
+    bench.run_out()
+    assert bench.campaigns.get(campaign).stopped_by is None
+    assert "invalid" not in bench.campaigns.look(campaign).counts
 
 
 def test_the_hours_of_a_pause_are_not_charged_whatever_happens_in_it(bench: CampaignBench) -> None:
