@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from experiments.ledger import Ledger
+from experiments.measured_on import DEVICE, alike, differing, measured_on, of_experiment
 from experiments.record import ExperimentRecord, Score
 from experiments.session_noise import LONGEST_GAP, MEMORY, Measured, SessionNoise, session_noise
+from training.config import TrainingConfig
 from workspace.clock import now, seconds_between, stamp
 
 # Scores drift between days far more than they scatter within one (throttling, other load, updates): older controls do
@@ -18,30 +21,34 @@ SESSION_HOURS = 6
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 300, 3600  # of one that separates runs; between them, so many run lengths:
 PAUSE_RUNS = LONGEST_GAP
 SLOWED = 0.10  # a canary this much under the session's median: the machine was slowed
+SPEEDS = ("tokens_per_s", "flops_per_token")  # how long a budget in steps, tokens or operations takes
 CANARIES = 3  # earlier ones, before a machine is called slowed
+LOOK_BACK = 10 * MEMORY  # runs of the same settings, among which are those on the same text and device
 
 
-def noise_of_session(ledger: Ledger, record: ExperimentRecord, machine: str) -> SessionNoise:
-    """What is known before the experiment's own runs. Controls of the very same recipe in this session give the
-    level; how runs scatter is learnt from every parent's, and from earlier sessions.
+def noise_of_session(ledger: Ledger, record: ExperimentRecord, machine: str) -> tuple[SessionNoise, dict[str, str]]:
+    """What is known before the experiment's own runs, and what that was measured on. Controls of the very same recipe
+    in this session give the level; how runs scatter is learnt from every parent's, and from earlier sessions.
 
     Never a candidate's score for the level: those of a kept one were selected for being good and would make the next
     parent look better than it is.
     """
     assert record.control is not None and record.yardstick is not None
     metric, since = record.hypothesis.metric, _since()
-    known = [
-        one
-        for one in ledger.measured_alike(record.yardstick, machine, last=MEMORY, but=record.id)
-        if metric in one[2].values
-    ]
+    for last in (MEMORY, LOOK_BACK):  # further back only where some cannot be compared
+        scored = ledger.measured_alike(record.yardstick, machine, last=last, but=record.id)
+        reported = [one for one in scored if metric in one[2].values]
+        known, on = alike(reported, record.control.digest, of_experiment(record))
+        if len(known) == len(reported):
+            break
+    known = known[-MEMORY:]
     *before, lately = pauses([score for _, _, score in known], now())
     runs = [
         Measured(recipe, experiment, score.role, score.index, score.seed, score.values[metric], pause)
         for (recipe, experiment, score), pause in zip(known, before, strict=True)
     ]
     session = sum(score.at >= since for _, _, score in known)
-    return session_noise(runs, record.control.digest, record.rule, session=session, pause=lately)
+    return session_noise(runs, record.control.digest, record.rule, session=session, pause=lately), on
 
 
 def pauses(scores: Sequence[Score], until: str) -> list[int]:
@@ -88,8 +95,28 @@ def slowed_run(ledger: Ledger, record: ExperimentRecord, summary: Mapping[str, A
     speeds = canary_speeds(summary)
     if not speeds or record.candidate.settings.get("budget", {}).get("kind") != "seconds":
         return None
-    session = ledger.measured_alike(record.yardstick, machine, since=_since())
-    return slowed(speeds, [score.values for _, _, score in session])
+    session, on = ledger.measured_alike(record.yardstick, machine, since=_since()), measured_on(summary)
+    return slowed(speeds, [score.values for _, _, score in session if not differing(score.on, on, [DEVICE])])
+
+
+def speed_of_parent(ledger: Ledger, record: ExperimentRecord, machine: str) -> dict[str, float]:
+    """The medians of `SPEEDS` over the parent's last runs on this machine; {} while it has none."""
+    assert record.control is not None and record.yardstick is not None
+    earlier = ledger.measured_alike(record.yardstick, machine, last=LOOK_BACK)
+    values = [score.values for recipe, _, score in earlier if recipe == record.control.digest][-CANARIES:]
+    known = {name: [each[name] for each in values if name in each] for name in SPEEDS}
+    return {name: statistics.median(found) for name, found in known.items() if found and min(found) > 0}
+
+
+def amount_in(seconds: float, config: TrainingConfig, speed: Mapping[str, float]) -> float:
+    """How much of its budget so much training uses at this `speed`; infinite where that is not known."""
+    tokens = seconds * speed.get("tokens_per_s", math.inf)
+    return {
+        "seconds": seconds,
+        "steps": tokens / config.batch.tokens,
+        "tokens": tokens,
+        "flops": tokens * speed.get("flops_per_token", math.inf),
+    }[config.budget.kind]
 
 
 def slowed(canary: Mapping[str, float], earlier: Sequence[Mapping[str, float]]) -> str | None:

@@ -148,6 +148,11 @@ class Hypothesis(BaseModel):
     def digest(self) -> str:
         return hashlib.sha256(self.canonical().encode("utf-8")).hexdigest()
 
+    @property
+    def parts(self) -> int:
+        """How many things it changes: settings, and files of the patch."""
+        return len(self.change) + (max(1, len(patches.touched(self.patch))) if self.patch else 0)
+
     def describe_change(self) -> str:
         """`optimizer.matrix_lr = 0.02, patch of recipe/model.py (+3 -1)`."""
         parts = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in self.change.items()]

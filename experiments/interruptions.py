@@ -70,7 +70,7 @@ def slowed_before(steps: Sequence[Step], name: str) -> bool:
 def too_often(record: ExperimentRecord, found: Interruption) -> bool:
     """Whether to give up: a machine that is interrupted again and again measures nothing."""
     paused = [step for step in record.steps if step.name in ("pause", "controls")]
-    anew = sum(step.name == "controls" for step in paused) - 1
+    anew = sum(step.name == "controls" and "void" in step.data for step in paused)
     again = any(times_anew(paused, name_of(score)) >= MOST for score in found.void)
     return again or (found.session and anew >= MOST)
 

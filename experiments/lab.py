@@ -367,7 +367,8 @@ def _device(settings: Settings) -> Device | None:
     from training.hardware.devices import detect
 
     status = detect(settings.hardware)
-    usable = [d.memory_total_bytes for d in status.usable_devices() if d.memory_total_bytes is not None]
+    usable = status.usable_devices()
     if status.backend == "cpu":
         return Device("cpu", status.cpu.memory_limit_bytes or status.cpu.memory_total_bytes)
-    return Device(status.backend, min(usable, default=None))
+    memory = min((d.memory_total_bytes for d in usable if d.memory_total_bytes is not None), default=None)
+    return Device(status.backend, memory, tuple(dict.fromkeys(d.name for d in usable)))

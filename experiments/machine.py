@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import folder, gate
-from experiments.controls import canary_speeds, noise_of_session, slowed_run
+from experiments.controls import amount_in, canary_speeds, noise_of_session, slowed_run, speed_of_parent
 from experiments.interruptions import (
     Interruption,
     before_the_pairs,
@@ -28,6 +28,7 @@ from experiments.interruptions import (
 )
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
+from experiments.measured_on import device_of, measured_on, other_device, other_session, other_text
 from experiments.plumbing import GitFailed
 from experiments.ports import RunsPort
 from experiments.preflight import Preflight, Refusal, configuration
@@ -44,6 +45,8 @@ from workspace.layout import Workspace
 
 ATTEMPTS = 3  # of a run that was lost or preempted, through no fault of the recipe
 LONGEST_TEST_S = 3600.0
+QUIET = "propose it again when nothing else uses the machine"
+ONE_KIND = "leave the lab devices of one kind ([hardware] exclude_devices in lab.toml), then propose it again"
 
 
 @dataclass
@@ -110,15 +113,14 @@ class Machine:
     # -- test run and gate --------------------------------------------------------------------------------------------
 
     def _test_run(self, record: ExperimentRecord) -> ExperimentRecord:
-        run = self._start(record, "test", "test", record.candidate, self._test_config)
+        run = self._start(record, "test", "test", record.candidate, lambda arm: self._test_config(record, arm))
         return self._step(record, "test run", {"run": run.id}, state="gate") if run.ended else record
 
-    def _test_config(self, arm: Arm) -> TrainingConfig:
+    def _test_config(self, record: ExperimentRecord, arm: Arm) -> TrainingConfig:
         config = configuration(arm, TEST_SEED)
-        amount = config.budget.amount * self.test_fraction
-        if config.budget.kind == "seconds":
-            amount = min(amount, LONGEST_TEST_S)
-        elif config.budget.kind != "flops":
+        most = amount_in(LONGEST_TEST_S, config, speed_of_parent(self.ledger, record, self.machine()))
+        amount = min(config.budget.amount * self.test_fraction, most)
+        if config.budget.kind in ("steps", "tokens"):
             amount = max(1, round(amount))
         return config.model_copy(update={"budget": config.budget.model_copy(update={"amount": float(amount)})})
 
@@ -137,14 +139,16 @@ class Machine:
         notes = record.notes
         if answer.advice:
             notes = [*notes, f"{answer.sentence} To use it better: {answer.advice}."]
-        return self._step(record, "gate", {"finding": answer.finding}, state="measuring", notes=notes)
+        data = {"finding": answer.finding, "on": measured_on(run.summary)}
+        return self._step(record, "gate", data, state="measuring", notes=notes)
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def _measuring(self, record: ExperimentRecord) -> ExperimentRecord:
         if not _done(record, "controls"):
-            found = noise_of_session(self.ledger, record, self.machine())
-            return self._step(record, "controls", {"session": found.model_dump(mode="json")})
+            return self._step(record, "controls", self._known_of_session(record))
+        if note := other_session(record):
+            return self._step(record, "controls", self._known_of_session(record), notes=[*record.notes, note])
         noise = _session(record)
         progress = record.rule, noise.missing(record.rule), record.scored("control"), record.scored("candidate")
         look = f"look {stage(*progress)}"
@@ -159,21 +163,30 @@ class Machine:
             run = self._start(record, key, role, arm, _seeded(_seed(record, index)))
             if run.ended:
                 if why := slowed_run(self.ledger, record, run.summary, self.machine()):
-                    return self._void(record, name, f"run {run.id}: {why}")
+                    return self._void(record, name, "the machine was slowed", f"run {run.id}: {why}", QUIET)
                 score = self._score(record, role, index, run)
                 if isinstance(score, Refusal):
                     return self._end(record, score)
+                before = [*record.scores, *scores]
+                if (changed := other_text(record, before, score)) is not None:
+                    return self._end(record, Refusal("invalid", *changed))
+                if why := other_device(before, score):
+                    return self._void(record, name, "its runs came to lie on different devices", why, ONE_KIND)
                 scores.append(score)
         if scores and (paused := self._interruption(record, scores)) is not None:
             return self._interrupted(record, paused)
         return self.ledger.add_scores(record, scores) if scores else record
 
-    def _void(self, record: ExperimentRecord, name: str, why: str) -> ExperimentRecord:
-        """A run on a slowed machine says nothing in a budget of seconds: once it is made anew, twice is the end."""
+    def _known_of_session(self, record: ExperimentRecord) -> dict[str, Any]:
+        noise, on = noise_of_session(self.ledger, record, self.machine())
+        return {"session": noise.model_dump(mode="json"), "on": on}
+
+    def _void(self, record: ExperimentRecord, name: str, what: str, why: str, advice: str) -> ExperimentRecord:
+        """A run that says nothing beside the others (on a slowed machine in a budget of seconds, or on a device of
+        another kind): once it is made anew, twice is the end."""
         if not slowed_before(record.steps, name):
             return self._step(record, f"void {name}", {"why": why})
-        sentence = f"Invalid: the machine was slowed, twice in a row ({why})."
-        return self._end(record, Refusal("invalid", sentence, "propose it again when nothing else uses the machine"))
+        return self._end(record, Refusal("invalid", f"Invalid: {what}, twice in a row ({why}).", advice))
 
     def _interruption(self, record: ExperimentRecord, new: list[Score]) -> Interruption | None:
         """A pause that makes what was measured before it void. Where both looks before the pairs are over, only the
@@ -194,7 +207,7 @@ class Machine:
         names = [name_of(score) for score in paused.void]
         data: dict[str, Any] = {"why": paused.why, "void": names, "runs": [score.run for score in paused.void]}
         if paused.session:
-            data["session"] = noise_of_session(self.ledger, record, self.machine()).model_dump(mode="json")
+            data |= self._known_of_session(record)
         anew = ", ".join(names) or "the parent"
         note = f"{paused.why[0].upper()}{paused.why[1:]}: {anew} measured anew."
         noted = record.model_copy(update={"notes": [*record.notes, note]})
@@ -224,6 +237,7 @@ class Machine:
             value=values[needed[0]],
             values=values,
             machine=self.machine(),
+            on=measured_on(run.summary),
             started_at=run.started_at,
             at=run.ended_at or clock.now(),
         )
@@ -304,12 +318,20 @@ class Machine:
                     session=record.session,
                     config=config(arm),
                     recipe_dir=self._recipe_dir(arm),
+                    prefer_resource=None if purpose == "test" else self._device_of(record),
                 )
                 run = self.runs.start(request, key=key)
                 self._known[key] = run.id
             if run.given_up or run.state not in ("lost", "preempted"):
                 break
         return run
+
+    def _device_of(self, record: ExperimentRecord) -> str | None:
+        """The name of the device the experiment is measured on, where there are devices of several names to take."""
+        device, wanted = self.preflight.device(), device_of(record)
+        names = device.names if device is not None else ()
+        there = wanted is not None and any(wanted.lower() in name.lower() for name in names)
+        return wanted if there and len(set(names)) > 1 else None
 
     def _recipe_dir(self, arm: Arm) -> Path:
         return self.lineage.materialise(arm.commit)

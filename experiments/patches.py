@@ -63,8 +63,12 @@ def summary(patch: str) -> str:
     lines = patch.splitlines()
     added = sum(line.startswith("+") and not line.startswith("+++ ") for line in lines)
     removed = sum(line.startswith("-") and not line.startswith("--- ") for line in lines)
-    touched = sorted(set(re.findall(r"^(?:---|\+\+\+) [ab]/(recipe/[\w.]+)", patch, re.MULTILINE)))
-    return f"patch of {', '.join(touched) or 'recipe/'} (+{added} -{removed})"
+    return f"patch of {', '.join(touched(patch)) or 'recipe/'} (+{added} -{removed})"
+
+
+def touched(patch: str) -> list[str]:
+    """The files a patch names: `recipe/model.py`, ..."""
+    return sorted(set(re.findall(r"^(?:---|\+\+\+) [ab]/(recipe/[\w.]+)", patch, re.MULTILINE)))
 
 
 def check_files(files: Mapping[str, bytes | None]) -> None:

@@ -72,7 +72,8 @@ class Fingerprinter(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """The device the trainer will run on: its backend and the memory it has in all."""
+    """The device the trainer will run on: its backend and the memory it has in all. `names`: of all it might be."""
 
     backend: str
     memory_bytes: int | None
+    names: tuple[str, ...] = ()

@@ -147,7 +147,12 @@ class Preflight:
         if refusal:
             return record, refusal
         try:
-            same = self.fingerprint(control, control_dir) == self.fingerprint(candidate, candidate_dir)
+            before = self.fingerprint(control, control_dir)
+        except RecipeFailure as error:
+            sentence = f"Invalid: the parent itself fails: its recipe cannot be built: {error.problem.rstrip('.')}."
+            return record, Refusal("invalid", sentence, error.fix or "mend recipe/ and propose again", error.kind)
+        try:
+            same = before == self.fingerprint(candidate, candidate_dir)
         except RecipeFailure as error:
             sentence = f"Crash: the recipe cannot be built: {error.problem.rstrip('.')}."
             return record, Refusal("crash", sentence, error.fix or "mend the recipe and propose again", error.kind)
@@ -159,6 +164,9 @@ class Preflight:
             return record, Refusal("no_effect", sentence, "change something the recipe reads")
         if same:
             note = "The mathematics is the parent's, to the digit: only speed or memory can differ."
+            record = record.model_copy(update={"notes": _add(record.notes, note)})
+        if record.hypothesis.parts > 1:
+            note = f"{record.hypothesis.parts} things change at once: which of them did it, the verdict will not tell."
             record = record.model_copy(update={"notes": _add(record.notes, note)})
         return self._alike(record), None
 

@@ -49,6 +49,7 @@ class Score(Frozen):
     value: float
     values: dict[str, float]
     machine: str
+    on: dict[str, str] = Field({}, description="text, tokens, evaluation and device, as far as its run told")
     started_at: str | None = None
     at: str  # when it ended
 

@@ -226,13 +226,19 @@ def test_speed_counts_where_the_budget_is_in_seconds(bench: Bench) -> None:
     assert bench.conclude(claim, budget={"kind": "steps", "amount": 50}).verdict == "no_effect"
 
 
-def test_a_recipe_that_cannot_be_built_crashes_without_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rate", "verdict"), [(0.02, "crash"), (0.04, "invalid")])
+def test_a_recipe_that_cannot_be_built_ends_it_without_a_run(tmp_path: Path, rate: float, verdict: str) -> None:
+    """Where it is the parent's, the candidate is not to blame."""
+
     def broken(config: TrainingConfig, folder: Path) -> Any:
-        raise RecipeFailure("model.py: SyntaxError", kind="import")
+        if config.optimizer.matrix_lr == rate:
+            raise RecipeFailure("model.py: SyntaxError", kind="import")
+        return fingerprint(config, folder)
 
     bench = Bench(tmp_path / "lab", fingerprint=broken)
     record = bench.conclude(BETTER)
-    assert (record.verdict, record.failure_class) == ("crash", "import") and bench.runs.order == []
+    assert (record.verdict, record.failure_class) == (verdict, "import") and bench.runs.order == []
+    assert ("the parent itself fails" in str(record.sentence)) == (verdict == "invalid")
 
 
 def test_a_model_that_cannot_fit_crashes_without_a_run(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_a_patch_becomes_a_commit_of_its_own_and_the_users_tree_is_left_alone(be
     written = (bench.workspace.experiment_dir(record.id) / "change.patch").read_text()
     assert "+def build_optimizer" in written
     assert "patch of recipe/optim.py (+2 -0)" in bench.rows()[0]["change"]
+    assert [note[:28] for note in record.notes] == ["2 things change at once: whi"], "several changes are flagged"
 
 
 def test_a_discarded_patch_stays_reachable(bench: Bench) -> None:

@@ -12,9 +12,11 @@ from users_repository import git, make, untouchable
 
 from experiments.fingerprints import ChildFingerprint
 from experiments.lab import Experiments
+from experiments.measured_on import DEVICE, TEXT, TOKENS, differing, measured_on
 from experiments.ports import RecipeFailure
 from sessions.notebook import Notebook
 from training.config import apply, load_recipe
+from training.data import prepare
 from training.runs.manager import Runs
 from workspace.database import Database
 from workspace.errors import Unavailable
@@ -100,9 +102,23 @@ def test_learning_rates_that_were_far_too_low_are_found_and_kept(workspace: Work
     assert record.verdict == "keep", (record.state, record.sentence, record.advice)
     assert record.numbers is not None and record.numbers.low > 0 and record.numbers.noise_sd > 0
     assert all(score.values["val_bpb"] == score.value and score.values["steps"] == 30 for score in record.scores)
+    assert all(set(score.on) == {*TEXT, *TOKENS, DEVICE} for score in record.scores)
     assert untouchable(workspace.root) == before
     assert git(workspace.root, "rev-parse", "lab/best") == record.commit
     assert "keep" in workspace.results_file.read_text() and proposed.id in notebook.export()
+
+
+def test_the_prepared_data_tell_the_text_apart_from_the_tokens_made_of_it(workspace: Workspace) -> None:
+    def made(vocabulary: int) -> dict[str, str]:
+        config = apply(load_recipe(workspace.recipe_dir), {"data.vocab_size": vocabulary, "data.context": 16})
+        return measured_on({"data": prepare(config.data, workspace).fingerprint})
+
+    before, smaller = made(300), made(280)
+    assert set(before) == {*TEXT, *TOKENS} - {"evaluated.code"}
+    assert not differing(before, smaller, TEXT) and set(differing(before, smaller, TOKENS)) == set(TOKENS)
+    with (workspace.root / "text.txt").open("a") as file:
+        file.write("\n\none more document, written while the lab was measuring")
+    assert "data.identity" in differing(before, made(300), TEXT)
 
 
 def test_a_missing_package_is_no_fault_of_the_recipes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
