@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from made_up_night import night
 
 from experiments.history import categories
+from experiments.leaderboard import leaderboard
 from experiments.ledger import Ledger
 from experiments.record import ExperimentRecord
 from experiments.report import figures
@@ -78,7 +79,7 @@ def measure(workspace: Workspace, count: int) -> dict[str, dict[str, float]]:
     found["by category"] = timed(lambda: ledger.find(limit=50, category="architecture"))
     found["by words that occur"] = timed(lambda: ledger.find(limit=50, text="warmdown lowers"))
     found["by words that do not occur"] = timed(lambda: ledger.find(limit=50, text="no such words"))
-    found["the leaderboard"] = timed(lambda: ledger.leaders("val_bpb", False, 50))
+    found["the leaderboard"] = timed(lambda: leaderboard(ledger, 50))
     found["one experiment whole"] = timed(lambda: ledger.get(f"exp-{count // 2:04d}"))
     found["what was tried, by category"] = timed(lambda: categories(ledger))
     records = [record for name in ledger.ids() if (record := ledger.get(name)) is not None]

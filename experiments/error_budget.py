@@ -78,6 +78,12 @@ def charge(alpha: float, *, ended: bool, confirmed: bool, kept: bool) -> float:
     return alpha if confirmed and not kept else 0.0
 
 
+def confirmed(method: str | None) -> bool:
+    """Were an experiment's deciding, fresh runs looked at? `method`: of its verdict's numbers, None without any. One
+    in which nothing varied is taken to have come that far."""
+    return method not in (None, "screen")
+
+
 def week_of(at: str) -> str:
     """The standing campaign a lone experiment belongs to, from its ISO 8601 time of proposal: `2026-W47`."""
     from datetime import datetime

@@ -17,6 +17,7 @@ from typing import Any
 from experiments import folder, hypothesis, preflight, similar
 from experiments.error_budget import campaign_budget
 from experiments.fingerprints import ChildFingerprint
+from experiments.leaderboard import Leaderboard, leaderboard
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
 from experiments.machine import Machine
@@ -219,10 +220,9 @@ class Experiments:
             limit=limit, verdict=verdict, text=text, before=before, campaign=campaign, category=category
         )
 
-    def leaderboard(self, limit: int = 10, metric: str = "val_bpb") -> Sequence[ExperimentRecord]:
-        """The kept experiments by the mean of their runs, best first."""
-        higher = hypothesis.KNOWN_DIRECTIONS.get(metric, "lower") == "higher"
-        return self.ledger.leaders(metric, higher, max(1, min(limit, 100)))
+    def leaderboard(self, limit: int = 10, metric: str | None = None) -> Leaderboard:
+        """The kept experiments that can be compared, best first, and which ones are left out."""
+        return leaderboard(self.ledger, limit, metric)
 
     def overview(self) -> Overview:
         """What is best, what runs, what waits, what was learnt last, what to do next."""

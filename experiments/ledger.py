@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from experiments.error_budget import charge, week_of
+from experiments.error_budget import charge, confirmed, week_of
 from experiments.record import Best, ExperimentRecord, Score, Step, Version
 from workspace.clock import parse, stamp
 from workspace.database import Database
@@ -264,7 +264,7 @@ class Ledger:
             charge(
                 row["alpha"],
                 ended=row["state"] in ("record", "done"),
-                confirmed=row["method"] not in (None, "screen"),
+                confirmed=confirmed(row["method"]),
                 kept=row["verdict"] == "keep",
             )
             for row in rows
@@ -292,13 +292,13 @@ class Ledger:
         records = [_parse(row["document"]) for row in rows]
         return [record.model_copy(update={"scores": scores.get(record.id, [])}) for record in records]
 
-    def leaders(self, metric: str, higher: bool, limit: int) -> list[ExperimentRecord]:
-        """The kept experiments of one metric, best score first."""
+    def leaders(self, metric: str, higher: bool, limit: int, yardstick: str | None) -> list[ExperimentRecord]:
+        """The kept experiments of one metric, measured by one yardstick, best score first."""
         order = "DESC" if higher else "ASC"
         rows = self.database.query(
             "SELECT document FROM experiments WHERE verdict = 'keep' AND state IN ('record', 'done') AND metric = ?"
-            f" ORDER BY score {order} LIMIT ?",
-            (metric, limit),
+            f" AND yardstick IS ? ORDER BY score {order} LIMIT ?",
+            (metric, yardstick, limit),
         )
         return [self._whole(row["document"]) for row in rows]
 

@@ -137,6 +137,8 @@ def experiments(
                 escape(item["change"]),
             )
         console.print(table)
+        if best and answer.get("next"):
+            console.print(escape(answer["next"]), soft_wrap=True)
 
 
 def propose(

@@ -106,7 +106,11 @@ def reproduce(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run an experiment again and say whether it agrees within noise; exits with 0 only when it does."""
+    """Run an experiment again and say whether it agrees within noise; exits with 0 only when it does.
+
+    Commit and settings are those of then. Data, software and hardware are used as they are now, compared with what
+    they were, and named where they differ; the old environment is not rebuilt.
+    """
     found = discover(workspace)
     path = f"/api/experiments/{quote(experiment, safe='')}/reproductions"
     # a key of its own where none is given: the call may have to be made twice
@@ -164,7 +168,7 @@ def _ask(workspace: Workspace, method: str, path: str, body: Any = None) -> Any:
 
 
 def import_results(
-    file: Annotated[Path, typer.Argument(help="a results.tsv of autoresearch, of one of its forks, or of this lab")],
+    file: Annotated[Path, typer.Argument(help="a results.tsv of autoresearch or of one of its forks")],
     noise: Annotated[float | None, typer.Option(help="standard deviation of one run, where it is known")] = None,
     metric: Annotated[str | None, typer.Option(help="the score's column, if not one of bits per byte")] = None,
     direction: Annotated[str | None, typer.Option(help="lower or higher is better")] = None,

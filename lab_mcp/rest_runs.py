@@ -50,7 +50,7 @@ def routes(lab: Lab) -> list[Route]:
 def needed(lab: Lab) -> dict[str, str]:
     """run -> which experiment cannot do without it: an open one, or the best so far."""
     found: dict[str, str] = {}
-    best = [record for record in lab.experiments.leaderboard(100) if record.is_best]
+    best = [record for record in lab.experiments.list(1000, verdict="keep") if record.is_best]
     for record in [*best, *lab.experiments.ledger.open()]:
         whole = lab.experiments.get(record.id)
         why = f"{record.id} is open" if record.open else f"{record.id} is the best so far"

@@ -132,8 +132,9 @@ class ListExperimentsResult(Result):
 async def list_experiments(lab: Lab, arguments: ListExperimentsArguments, caller: Caller) -> ListExperimentsResult:
     if arguments.experiment_id is not None:
         return await _one(lab, arguments.experiment_id, arguments.wait_s, caller)
+    left_out: str | None = None
     if arguments.best:
-        found = await anyio.to_thread.run_sync(lambda: list(lab.experiments.leaderboard(arguments.limit)))
+        found, left_out = await anyio.to_thread.run_sync(lab.experiments.leaderboard, arguments.limit)
     else:
         found = await anyio.to_thread.run_sync(
             lambda: lab.experiments.list(
@@ -148,8 +149,9 @@ async def list_experiments(lab: Lab, arguments: ListExperimentsArguments, caller
     shown = bounds.first([view(record) for record in found], bounds.RESULT_CHARACTERS - 200)
     cut = len(shown) < len(found)
     if arguments.best:
-        note = f"{len(found) - len(shown)} further ones do not fit one answer; all are in results.tsv" if cut else None
-        return ListExperimentsResult(experiments=shown, next=note)
+        further = f"{len(found) - len(shown)} further ones do not fit one answer; all are in results.tsv."
+        notes = [further if cut else None, left_out]
+        return ListExperimentsResult(experiments=shown, next=" ".join(filter(None, notes)) or None)
     more = shown[-1].experiment_id if cut or len(found) == arguments.limit else None
     tried = None
     if arguments.category is not None:

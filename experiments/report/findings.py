@@ -81,7 +81,7 @@ def section(m: Material) -> list[Block]:
         blocks.append(Figure(caption=f"{metric} over the experiments, in the order proposed. {FIGURE_WORDS}"))
     if m.kept:
         blocks.append(_kept(m))
-    blocks.append(paragraph(TABLE_WORDS))
+    blocks.append(paragraph(TABLE_WORDS + (SAVING_WORDS if any(record.saving for record in m.kept) else "")))
     if categories := _categories(m):
         blocks.append(categories)
     blocks.append(_everything(m))
@@ -103,9 +103,14 @@ TABLE_WORDS = (
     "the candidate and control runs behind it. p is one-sided and for one look; the "
     "intervals of kept ones hold over all looks at their stated level."
 )
+SAVING_WORDS = (
+    " A saving is that part of the control's cost, with its interval at the same level; such a change may be kept "
+    "though its gain lies below zero, within the margin."
+)
 
 
 def _kept(m: Material) -> Table:
+    cheaper = any(record.saving for record in m.kept)
     rows: list[list[Piece]] = []
     for record in m.kept:
         n = record.numbers
@@ -115,6 +120,7 @@ def _kept(m: Material) -> Table:
                 Span(text=record.hypothesis.describe_change()),
                 measured(n.effect, n.error, sign=True) if n else "",
                 _interval(n),
+                *([_saving(record)] if cheaper else []),
                 f"{n.level:.2%}" if n else "",
                 f"{n.n_candidate} + {n.n_control}" if n else "",
                 f"{n.noise_sd:#.2g}" if n else "",
@@ -124,7 +130,15 @@ def _kept(m: Material) -> Table:
             ]
         )
     columns = ["experiment", "change", "gain", "interval", "level", "n", "noise SD", "p, one look", "cost", "time"]
-    return Table(caption="Kept", columns=columns, rows=rows, right=[2, 3, 4, 5, 6, 7, 8, 9], wide=True)
+    if cheaper:
+        columns.insert(4, "saving")
+    return Table(caption="Kept", columns=columns, rows=rows, right=list(range(2, len(columns))), wide=True)
+
+
+def _saving(record: ExperimentRecord) -> str:
+    """`training_seconds 12.3% (8.1% to 16.5%)`, of a change that was kept for its cost."""
+    s = record.saving
+    return f"{record.hypothesis.cost_metric} {s.effect:.1%} ({s.low:.1%} to {s.high:.1%})" if s else ""
 
 
 def _interval(n: Numbers | None) -> str:

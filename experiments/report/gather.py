@@ -42,7 +42,7 @@ def gather(lab: Parts, what: str, version: str) -> Material:
     return Material(
         what=what, lab=lab.workspace.root.name, version=version, at=clock.now(), records=records, campaign=campaign,
         spent=lab.campaigns.spent(campaign) if campaign else None, summaries=_summaries(lab.runs, records),
-        openings=_openings(lab.workspace),
+        openings=_openings(lab.workspace), error_budget=lab.experiments.error_budget,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.campaign import CampaignRecord, Spent
-from experiments.error_budget import charge
+from experiments.error_budget import charge, confirmed
 from experiments.record import ExperimentRecord
 
 
@@ -26,6 +26,7 @@ class Material(BaseModel):
     spent: Spent | None = None
     summaries: dict[str, dict[str, Any]] = Field({}, description="by run: of the first and last runs of each kind")
     openings: list[dict[str, Any]] = Field([], description="of the audit text, in this workspace")
+    error_budget: float | None = Field(None, description="chance of any false keep in a campaign, or in a week")
 
     @property
     def ended(self) -> list[ExperimentRecord]:
@@ -49,13 +50,18 @@ class Material(BaseModel):
     def spent_error(self) -> float:
         """Of the error budget, by `experiments.error_budget.charge`."""
         return sum(
-            charge(record.rule.alpha, ended=True, confirmed=confirmed(record), kept=record.verdict == "keep")
+            charge(
+                record.rule.alpha,
+                ended=True,
+                confirmed=confirmed(record.numbers.method if record.numbers else None),
+                kept=record.verdict == "keep",
+            )
             for record in self.ended
         )
 
 
-def confirmed(record: ExperimentRecord) -> bool:
-    """Were its deciding, fresh runs looked at?"""
+def on_pairs(record: ExperimentRecord) -> bool:
+    """Does its verdict rest on pairs of fresh runs?"""
     return record.numbers is not None and record.numbers.method == "pairs"
 
 

@@ -19,7 +19,7 @@ from experiments.report.blocks import (
     Table,
     paragraph,
 )
-from experiments.report.material import Material, values
+from experiments.report.material import Material, on_pairs, values
 from experiments.rule import Rule
 from experiments.words import count, duration, listed
 
@@ -197,7 +197,7 @@ def _rule(m: Material) -> list[Block]:
         shown = f"{numbers[0]:.4g}" + (f" to {numbers[-1]:.4g}" if len(numbers) > 1 else "")
         rows.append([Span(text=name), shown, RULE_WORDS.get(name, "")])
     looks = sum(m.looks(record) for record in m.ended)
-    fresh = sum(record.numbers is not None and record.numbers.method == "pairs" for record in m.ended)
+    fresh = sum(map(on_pairs, m.ended))
     blocks: list[Block] = [
         Heading(text="Decision rule"),
         paragraph(
@@ -210,6 +210,7 @@ def _rule(m: Material) -> list[Block]:
             items=[
                 [Span(text="keep", style="verdict"), " the lower bound of the gain is above zero and the estimate at "
                  "least the smallest effect worth having"],
+                *_other_keeps(m),
                 [Span(text="discard", style="verdict"), " a gain of that size is ruled out"],
                 [Span(text="inconclusive", style="verdict"), " neither, with the runs that were to be had"],
                 [Span(text="no_effect", style="verdict"), " the change alters nothing that is trained; ",
@@ -220,11 +221,38 @@ def _rule(m: Material) -> list[Block]:
         Table(caption="The rule as it was used", columns=["parameter", "value", "meaning"], rows=rows, right=[1]),
         paragraph(
             f"{count(looks, 'look')} at scores in {count(len(m.ended), 'experiment')}; {fresh} of them came to pairs "
-            f"of fresh runs. Of the error budget, {m.spent_error():.2%} is spent: the chance that any of these "
-            "experiments kept a change without effect is at most the sum of the alphas of those that came to pairs."
+            f"of fresh runs. {_error(m)}"
         ),
     ]  # fmt: skip
     return blocks
+
+
+def _other_keeps(m: Material) -> list[list[Piece]]:
+    """When a claim of another kind is kept, where there are any."""
+    found: list[list[Piece]] = []
+    if any(record.hypothesis.kind == "non_inferiority" for record in m.records):
+        found.append([
+            Span(text="keep", style="verdict"), " of the same quality at lower cost: the lower bound of the gain is "
+            "above minus the margin, the lower bound of the saving above zero, and the saving at least the one asked "
+            "for; discarded where the margin is passed or that saving is ruled out",
+        ])  # fmt: skip
+    if any(r.hypothesis.kind == "cost" and r.numbers and r.numbers.method == "exact" for r in m.records):
+        found.append([
+            Span(text="keep", style="verdict"), " of a cost that is the same with every seed: it falls by the smallest "
+            "effect worth having, in two pairs of runs; there is no noise to bound it with",
+        ])  # fmt: skip
+    return found
+
+
+def _error(m: Material) -> str:
+    """What is guaranteed, and how far it is used: two things, since what was kept costs nothing by the books."""
+    of = "this campaign" if m.campaign else "a campaign, or of a calendar week outside campaigns,"
+    most = "its error budget" + ("" if m.error_budget is None else f" of {100 * m.error_budget:.3g} %")
+    return (
+        f"The chance that any experiment of {of} keeps a change without effect is at most {most}. By the books "
+        f"{m.spent_error():.2%} is spent: the alphas of the experiments whose fresh runs were looked at and that were "
+        "not kept."
+    )
 
 
 # -- doing it again ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.hypothesis import Direction
+from experiments.patches import touched
 from experiments.record import ExperimentRecord, VerdictName
 from sessions.text import clean
 from workspace.errors import NotFound
@@ -135,10 +136,14 @@ def _best(records: Sequence[ExperimentRecord]) -> list[tuple[int, float]]:
 
 
 def label(record: ExperimentRecord) -> str:
-    """`matrix_lr = 0.02`; of several settings the first, and how many more."""
-    change = record.hypothesis.change
-    key, value = next(iter(change.items()), ("", None))
-    text = clean(f"{key.rsplit('.', 1)[-1]} = {json.dumps(value, ensure_ascii=False)}")
-    more = f" +{len(change) - 1}" if len(change) > 1 else ""
+    """`matrix_lr = 0.02`, or `patch of model.py`; of several changes the first, and how many more."""
+    changes = [
+        f"{key.rsplit('.', 1)[-1]} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in record.hypothesis.change.items()
+    ]
+    if record.hypothesis.patch is not None:
+        files = touched(record.hypothesis.patch) or ["recipe/"]
+        changes += [f"patch of {file.removeprefix('recipe/')}" for file in files]
+    text, more = clean(changes[0]), f" +{len(changes) - 1}" if len(changes) > 1 else ""
     longest = LONGEST_LABEL - len(more)
     return (text if len(text) <= longest else text[: longest - 1] + "…") + more

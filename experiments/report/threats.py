@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.report.blocks import Block, Bullets, Heading, Piece, Span, Table
-from experiments.report.material import Material, confirmed, values
+from experiments.report.material import Material, on_pairs, values
 from experiments.words import count, listed
 
 FEW_DEGREES = 5  # of freedom, below which the noise itself is hardly known
@@ -11,7 +11,7 @@ FEW_DEGREES = 5  # of freedom, below which the noise itself is hardly known
 
 def section(m: Material) -> list[Block]:
     items: list[list[Piece]] = [
-        *_tries(m), *_audit(m), *_machines(m), *_noise(m), *_shortcuts(m), *_scope(m), *_failures(m),
+        *_tries(m), *_audit(m), *_machines(m), *_texts(m), *_noise(m), *_shortcuts(m), *_scope(m), *_failures(m),
     ]  # fmt: skip
     blocks: list[Block] = [Heading(text="Threats to validity"), Bullets(items=items)]
     if predictions := _predictions(m):
@@ -62,13 +62,22 @@ def _machines(m: Material) -> list[list[Piece]]:
                    "of seconds."]]  # fmt: skip
 
 
+def _texts(m: Material) -> list[list[Piece]]:
+    identities = {score.on.get("data.identity") for record in m.records for score in record.scores} - {None}
+    if len(identities) < 2:
+        return []
+    return [[Span(text="Text. ", style="strong"),
+             f"The corpus changed between experiments ({len(identities)} different ones): each comparison stays within "
+             "one, the line of best scores does not."]]  # fmt: skip
+
+
 def _noise(m: Material) -> list[list[Piece]]:
     weak = [r.id for r in m.kept if r.numbers and r.numbers.df < FEW_DEGREES]
     items: list[list[Piece]] = []
     if weak:
         items.append([Span(text="Noise hardly known. ", style="strong"),
                       f"It rests on fewer than {FEW_DEGREES} degrees of freedom for {listed(weak[:8])}."])  # fmt: skip
-    unconfirmed = [r.id for r in m.kept if not confirmed(r)]
+    unconfirmed = [r.id for r in m.kept if not on_pairs(r)]
     if unconfirmed:
         items.append([Span(text="Not on fresh pairs. ", style="strong"),
                       f"{listed(unconfirmed[:8])} {'was' if len(unconfirmed) == 1 else 'were'} kept by an older rule, "
@@ -82,9 +91,9 @@ def _shortcuts(m: Material) -> list[list[Piece]]:
     if skipped:
         reasons = listed([f"{r.id} ({(r.skip_test_run or '')[:80]})" for r in skipped[:4]])
         items.append([Span(text="Without a test run: ", style="strong"), f"{reasons}."])
-    several = [record.id for record in m.kept if len(record.hypothesis.change) > 1]
+    several = [record.id for record in m.kept if record.hypothesis.parts > 1]
     if several:
-        items.append([Span(text="Several settings at once: ", style="strong"),
+        items.append([Span(text="Several changes at once: ", style="strong"),
                       f"{listed(several[:8])}; which of them did it is not known."])  # fmt: skip
     altered = [r.id for r in m.records if r.hypothesis.digest() != r.hypothesis_hash]
     if altered:

@@ -161,7 +161,7 @@ def test_looking_back(bench: Bench) -> None:
     lab = bench.lab
     assert [r.id for r in lab.list()] == ["exp-0003", "exp-0002", "exp-0001"]
     assert [r.id for r in lab.list(before="exp-0002")] == ["exp-0001"]
-    assert [r.id for r in lab.list(verdict="keep")] == [r.id for r in lab.leaderboard()] == ["exp-0002"]
+    assert [r.id for r in lab.list(verdict="keep")] == [r.id for r in lab.leaderboard().experiments] == ["exp-0002"]
     assert [r.id for r in lab.list(text="DEEPER depth")] == ["exp-0001"] and lab.list(text="100%") == []
     with pytest.raises(Refused, match="keep"):
         lab.list(verdict="kept")

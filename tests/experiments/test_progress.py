@@ -11,7 +11,7 @@ from made_up_night import night
 
 from experiments.record import ExperimentRecord
 from experiments.report import figures
-from experiments.report.progress import progress
+from experiments.report.progress import label, progress
 from workspace.errors import NotFound
 
 NASTY = '<script>alert(1)</script> $x_1$ & "q" \N{RIGHT-TO-LEFT OVERRIDE}'
@@ -39,6 +39,20 @@ def test_scores_that_cannot_be_compared_are_left_out_and_counted() -> None:
     assert len(found.points) == 18 and [point.place for point in found.points] == list(range(1, 19))
     assert sorted(found.left_out.values()) == [1, 1]
     assert len(progress(records, "val_loss").points) == 1
+
+
+def test_a_change_is_named_shortly_whatever_it_consists_of() -> None:
+    record = next(night(1))
+    patch = "--- a/recipe/model.py\n+++ b/recipe/model.py\n@@ -1 +1 @@\n-a\n+b\n"
+
+    def named(change: dict[str, float], patch: str | None) -> str:
+        claim = record.hypothesis.model_copy(update={"change": change, "patch": patch})
+        return label(record.model_copy(update={"hypothesis": claim}))
+
+    assert named({"model.depth": 4}, None) == "depth = 4"
+    assert named({"model.depth": 4, "model.width": 64}, None) == "depth = 4 +1"
+    assert named({}, patch) == "patch of model.py"
+    assert named({"model.depth": 4}, patch + patch.replace("model.py", "optim.py")) == "depth = 4 +2"
 
 
 def test_nothing_to_show_is_said() -> None:

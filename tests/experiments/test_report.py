@@ -75,6 +75,57 @@ def test_setup_rule_threats_and_commands_come_from_the_record() -> None:
     assert "The audit text was opened 1 time for these" in text and "0.9321" in text
 
 
+def of_kind(record: ExperimentRecord, kind: str, **numbers: Any) -> ExperimentRecord:
+    claim = record.hypothesis.model_copy(update={"kind": kind, "cost_metric": "training_seconds"})
+    assert record.numbers is not None
+    return record.model_copy(
+        update={"hypothesis": claim, "numbers": record.numbers.model_copy(update=numbers)} | {"verdict": "keep"}
+    )
+
+
+def test_a_change_kept_for_its_cost_is_told_as_what_it_is() -> None:
+    records = list(night(60))
+    assert "saving" not in tables(build(material(records)))["Kept"].columns
+    place, kept = next((i, r) for i, r in enumerate(records) if r.verdict == "keep")
+    assert kept.numbers is not None
+    saved = kept.numbers.model_copy(update={"effect": 0.213, "low": 0.182, "high": 0.244})
+    cheaper = of_kind(kept, "non_inferiority", effect=-0.001, low=-0.003, high=0.001)
+    records[place] = cheaper.model_copy(update={"saving": saved})
+    document = build(material(records))
+    table = tables(document)["Kept"]
+    at = table.columns.index("saving")
+    shown = {str(row[0]): str(row[at]) for row in table.rows}
+    assert shown.pop(kept.id) == "training_seconds 21.3% (18.2% to 24.4%)" and set(shown.values()) == {""}
+    text = plain(document)
+    assert "of the same quality at lower cost: the lower bound of the gain is above minus the margin" in text
+    assert "same with every seed" not in text
+    exact = next(r for r in records if r.verdict == "discard" and r.numbers)
+    text = plain(build(material([*records, of_kind(exact, "cost", method="exact")])))
+    assert "of a cost that is the same with every seed" in text
+
+
+def test_what_is_guaranteed_is_not_what_is_spent() -> None:
+    """All pairs ended in a keep: nothing is spent, and yet the chance of a false one was not zero."""
+    records = [r for r in night(60) if r.verdict == "keep" or r.numbers is None or r.numbers.method == "screen"]
+    shown = material(records, error_budget=0.05)
+    text = plain(build(shown))
+    assert shown.spent_error() == 0 and "By the books 0.00% is spent" in text
+    assert "keeps a change without effect is at most its error budget of 5 %." in text
+    looked_at = of_kind(records[0], "superiority", method="exact").model_copy(update={"verdict": "discard"})
+    assert material([looked_at]).spent_error() == looked_at.rule.alpha, "charged as the ledger charges it"
+
+
+def test_a_corpus_that_changed_is_a_threat_to_the_line_of_best_scores() -> None:
+    def on(record: ExperimentRecord, text: str) -> ExperimentRecord:
+        scores = [score.model_copy(update={"on": {"data.identity": text}}) for score in record.scores]
+        return record.model_copy(update={"scores": scores})
+
+    records = list(night(20))
+    assert "The corpus changed" not in plain(build(material([on(record, "a") for record in records[:9]] + records[9:])))
+    text = plain(build(material([on(record, "ab"[i > 9]) for i, record in enumerate(records)])))
+    assert "The corpus changed between experiments (2 different ones)" in text
+
+
 def test_the_best_recipe_is_shown_beside_the_starting_one() -> None:
     records = list(night(40))
     best = next(record for record in reversed(records) if record.is_best)
