@@ -274,6 +274,19 @@ def test_three_crashes_of_one_class_pause_it(tmp_path: Path) -> None:
     assert bench.campaigns.look(campaign).state == "ended", "what crashed before it was resumed does not count"
 
 
+def test_a_corpus_that_never_stands_still_pauses_it(tmp_path: Path) -> None:
+    def growing(request: RunRequest, key: str) -> dict[str, Any]:
+        course = landscape(request, key)
+        return course | {"summary": course["summary"] | {"data": {"identity": key}}}
+
+    bench = CampaignBench(tmp_path / "lab", growing)
+    bench.start(10)
+    bench.run_out()
+    (view,) = bench.campaigns.list()
+    assert view.state == "paused" and view.counts == {"invalid": 3}
+    assert "of class data in a row" in str(view.why) and "files that nobody writes to" in str(view.why)
+
+
 def test_proposals_that_come_to_nothing_pause_it(tmp_path: Path) -> None:
     bench = scripted(tmp_path / "lab", *[rate(20.0)] * 4, *[rate(0.004)] * 6)
     bench.start(20)
