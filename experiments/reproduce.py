@@ -20,6 +20,7 @@ from experiments import gate
 from experiments.agreement import LEVEL, Check, compare, gain_check, score_check
 from experiments.ledger import Ledger
 from experiments.lineage import Lineage
+from experiments.measured_on import DEVICE, TEXT, differing, measured_on
 from experiments.ports import NotebookPort, RunsPort
 from experiments.preflight import configuration
 from experiments.record import Arm, ExperimentRecord, Frozen
@@ -255,7 +256,11 @@ class Reproductions:
         broken, differences = self._differences(record, runs["candidate"], "candidate")
         if "control" in runs:
             more = self._differences(record, runs["control"], "control")
-            broken, differences = broken or more[0], list(dict.fromkeys([*differences, *more[1]]))
+            apart = _apart(runs)
+            broken, differences = (
+                broken or more[0] or bool(apart),
+                list(dict.fromkeys([*apart, *differences, *more[1]])),
+            )
         assert record.numbers is not None
         checks = [score_check(record, record.numbers, values["candidate"])]
         if "control" in values:
@@ -311,6 +316,13 @@ class Reproductions:
                 (int(found.outcome is None), found.model_dump_json(), found.experiment, found.position),
             )
         return found
+
+
+def _apart(runs: Mapping[str, RunRecord]) -> list[str]:
+    """What the two runs of a pair were measured on where it is not the same: text, evaluation, kind of device."""
+    control, candidate = (measured_on(runs[role].summary) for role in ("control", "candidate"))
+    places = differing(control, candidate, (*TEXT, DEVICE))
+    return [f"{place}: {candidate[place]} in the candidate, {control[place]} in the control" for place in places]
 
 
 def _arm(record: ExperimentRecord, role: Role) -> Arm:

@@ -123,6 +123,23 @@ def test_beside_its_parent_drift_cancels(scene: Scene) -> None:
     assert "gain +0.0" in (ended.sentence or "")
 
 
+def test_a_pair_on_devices_of_two_kinds_is_not_compared(scene: Scene) -> None:
+    """With the device of each run for itself: that of the parent's is another one."""
+    plain = scene.bench.runs.script
+
+    def script(request: RunRequest, key: str) -> dict[str, Any]:
+        course = plain(request, key)
+        if key.endswith("reproduction-1/control"):
+            course["summary"] |= {"backend": {"kind": "cpu", "device": "Another Processor"}}
+        return course
+
+    scene.bench.runs.script = script
+    scene.it.start(scene.record.id, pair=True)
+    ended = scene.finish()
+    assert ended.outcome == "not comparable"
+    assert "backend.device: A Processor in the candidate, Another Processor in the control" in (ended.sentence or "")
+
+
 def test_a_key_makes_it_once_and_a_restart_goes_on(scene: Scene) -> None:
     first = scene.it.start(scene.record.id, key="mine")
     assert scene.again().start(scene.record.id, key="mine") == first
