@@ -52,7 +52,7 @@ class PreparedData:
 
 
 def prepare(data: DataConfig, workspace: Workspace, *, allow_network: bool = False) -> PreparedData:
-    """The token files for `data`, made now if the cache has none. Raises `DataProblem`.
+    """The token files for `data`, made now if the cache has none, or not the audit's. Raises `DataProblem`.
 
     Two processes may prepare the same data at once, and either may be killed: a folder appears complete or not at all.
     """
@@ -61,11 +61,15 @@ def prepare(data: DataConfig, workspace: Workspace, *, allow_network: bool = Fal
     cache = workspace.cache_dir / "data"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / key
-    if not (folder / META).exists():
+    if not _is_whole(folder, workspace.cache_dir):
         with _one_at_a_time(cache / f"{key}.lock"):
-            if not (folder / META).exists():
+            if not _is_whole(folder, workspace.cache_dir):
                 _build(data, found, key, folder, workspace.cache_dir)
     return load(folder)
+
+
+def _is_whole(folder: Path, cache_dir: Path) -> bool:
+    return (folder / META).exists() and vault.holds(cache_dir, folder.name)
 
 
 def load(folder: Path) -> PreparedData:
@@ -114,6 +118,9 @@ def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, cache
         counts = {split: write_ids(work / f"{split}.bin", members, tokenizer) for split, members in parts.items()}
         hashes = {f"{split}.bin": file_hash(work / f"{split}.bin") for split in SPLITS}
         hashes["tokenizer.json"] = file_hash(work / "tokenizer.json")
+        there = durable.read_json(folder / META)
+        if there is not None and there["sha256"] != hashes:  # whose audit text alone is to be made anew
+            raise DataProblem("the prepared data could not be made again as they were", fix="delete .lab/cache/data")
         vault.store(cache_dir, key, (work / "audit.bin").read_bytes())
         (work / "audit.bin").unlink()
         meta = {
@@ -128,7 +135,7 @@ def _build(data: DataConfig, found: corpus.Corpus, key: str, folder: Path, cache
             "sha256": hashes,
         }
         durable.write_json(work / META, meta)
-        with contextlib.suppress(OSError):  # without a lock (see below) another process may have been first
+        with contextlib.suppress(OSError):  # only the audit text was missing; or, without a lock, another was first
             work.replace(folder)
         if not (folder / META).exists():
             raise DataProblem(f"the prepared data could not be moved into the cache ({key})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -99,3 +100,21 @@ def test_looking_ahead_is_seen_wherever_the_model_gets_it_from() -> None:
     assert looks_ahead(Sees(past), rows, 4, cpu) is None
     assert looks_ahead(Sees(past + torch.diag(torch.full((7,), 0.1), 1)), rows, 4, cpu) == (3, 4)
     assert looks_ahead(Sees(all_of_it), rows, 4, cpu) == (0, 4)
+
+
+@pytest.mark.parametrize("disguise", [lambda x: x + 1e5, lambda x: x.index_fill(-1, torch.tensor([1]), -torch.inf)])
+def test_looking_ahead_is_seen_under_what_changes_no_probability(disguise: Callable[[Tensor], Tensor]) -> None:
+    rows, embedding = np.random.default_rng(0).integers(0, 4, (3, 9)), nn.Embedding(4, 4)
+
+    class Sees(nn.Module):
+        def __init__(self, dim: int | None) -> None:
+            super().__init__()
+            self.dim = dim
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            said: Tensor = embedding(tokens).cumsum(dim=1)
+            return disguise(said if self.dim is None else said + embedding(tokens).mean(dim=self.dim, keepdim=True))
+
+    assert looks_ahead(Sees(None), rows, 4, torch.device("cpu")) is None
+    assert looks_ahead(Sees(1), rows, 4, torch.device("cpu")) is not None
+    assert looks_ahead(Sees(0), rows, 4, torch.device("cpu")) is not None

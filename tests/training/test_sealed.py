@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -79,21 +82,66 @@ def test_a_logit_that_is_not_a_number_is_no_score() -> None:
         scoring.score_rows(Says(table(np.full((4, 4), np.nan))), np.array([[3, 0, 1, 2]]), BYTES)
 
 
-@pytest.mark.parametrize("where", ["later tokens", "another row"])
-def test_looking_ahead_is_seen(where: str) -> None:
+def masked(value: float) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    return lambda logits: np.where(np.arange(4) == 2, value, logits)
+
+
+# what changes no probability that matters: a test of raw logits, or one relative to the largest, is put off by each
+DISGUISES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "plainly": lambda logits: logits,
+    "under an offset": lambda logits: logits + 1e5,
+    "with a token masked by a large number": masked(-1e9),
+    "with a token masked by an infinite one": masked(-np.inf),
+}
+
+
+@pytest.mark.parametrize("where", ["later tokens", "another row", "another row of many"])
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_looking_ahead_is_seen(where: str, disguise: str) -> None:
     draw = np.random.default_rng(0)
     values, rows = draw.normal(size=(4, 4)), draw.integers(0, 4, (5, 9))
 
     def honest(tokens_in: NDArray[np.int64]) -> NDArray[np.float64]:
-        return values[tokens_in].cumsum(axis=1)
+        return DISGUISES[disguise](values[tokens_in].cumsum(axis=1))
 
     def sees(tokens_in: NDArray[np.int64]) -> NDArray[np.float64]:
+        if where == "another row of many" and len(tokens_in) <= 2:
+            return honest(tokens_in)
         axis = 1 if where == "later tokens" else 0
-        return honest(tokens_in) + values[tokens_in].mean(axis=axis, keepdims=True)
+        seen = 0.1 * values[tokens_in].mean(axis=axis, keepdims=True)
+        return DISGUISES[disguise](values[tokens_in].cumsum(axis=1) + seen)
 
-    scoring.refuse_looking_ahead(Says(honest, context=8), rows)
-    with pytest.raises(Refused, match="looks ahead"):
-        scoring.refuse_looking_ahead(Says(sees, context=8), rows)
+    for count in (2, 5) if where != "another row of many" else (5,):
+        scoring.refuse_looking_ahead(Says(honest, context=8, rows=count), rows)
+        with pytest.raises(Refused, match="looks ahead"):
+            scoring.refuse_looking_ahead(Says(sees, context=8, rows=count), rows)
+
+
+def test_rows_are_scored_as_many_at_once_as_were_tested() -> None:
+    """A model cannot behave with few rows and read others among many, or the other way round."""
+    asked: list[int] = []
+
+    def counts(tokens_in: NDArray[np.int64]) -> NDArray[np.float64]:
+        asked.append(len(tokens_in))
+        return np.zeros((*tokens_in.shape, 4))
+
+    model, rows = Says(counts, rows=3), np.random.default_rng(0).integers(0, 3, (7, 4))
+    scoring.refuse_looking_ahead(model, rows)
+    assert scoring.score_rows(model, rows, BYTES).val_loss == pytest.approx(math.log(4))
+    assert set(asked) == {3}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_a_number_cannot_hide_what_is_seen(value: float) -> None:
+    def sees(tokens_in: NDArray[np.int64]) -> NDArray[np.float64]:
+        said = np.eye(4)[tokens_in] + np.eye(4)[np.roll(tokens_in, -1, axis=1)]
+        said[:, 0, 0] = value
+        return said
+
+    with pytest.raises(NotANumber):
+        scoring.refuse_looking_ahead(Says(sees, context=8), np.zeros((2, 9), dtype=np.int64))
+    assert scoring.moved_by(np.array([[0.0, -np.inf]]), np.array([[0.0, 0.0]])).all()
+    assert scoring.moved_by(np.array([[0.0, 0.0]], dtype=np.float32), np.array([[np.nan, 0.0]])).all()
 
 
 # -- whole runs --
@@ -159,7 +207,8 @@ def test_a_cheat_changes_no_score(
 
 
 def test_a_model_that_reads_the_future_gets_no_score(workspace: Workspace) -> None:
-    """It hides that from glances during training, and learns nothing wrong: only the evaluation is cheated."""
+    """It hides that from glances during training, and learns nothing wrong: only the evaluation is cheated. What all
+    logits have in common would hide it from who compares them as they are."""
     recipe(
         workspace,
         "import torch\nfrom training.model import GPT\n"
@@ -167,7 +216,7 @@ def test_a_model_that_reads_the_future_gets_no_score(workspace: Workspace) -> No
         "    def forward(self, tokens):\n"
         "        said = super().forward(tokens)\n"
         "        following = torch.nn.functional.one_hot(tokens.roll(-1, 1), said.size(-1))\n"
-        "        return said + 30.0 * following\n"
+        "        return said + 30.0 * following + 1e5\n"
         "def build_model(config):\n    return Peeks(config)\n",
     )
     folder = run_folder(workspace, small(evaluation__quick_count=0))
@@ -207,6 +256,40 @@ def test_held_back_text_that_is_damaged_or_gone_is_named(tmp_path: Path) -> None
         vault.take(tmp_path, "text")
     with pytest.raises(DataProblem, match="gone"):
         vault.take(tmp_path, "other")
+
+
+def test_two_that_make_the_key_at_once_have_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have seen that there is none when either writes one."""
+    write, both = vault.durable.write_bytes, threading.Barrier(2, timeout=60)
+
+    def together(path: Path, content: bytes, **options: Any) -> None:
+        if len(content) == 32:
+            both.wait()
+        write(path, content, **options)
+
+    monkeypatch.setattr(vault.durable, "write_bytes", together)
+    names = ("one", "other")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: vault.store(tmp_path, name, name.encode() * 100), names))
+    assert [vault.take(tmp_path, name) for name in names] == [name.encode() * 100 for name in names]
+    assert sorted(p.name for p in (tmp_path / vault.FOLDER).iterdir()) == ["key", "one.sealed", "other.sealed"]
+
+
+@pytest.mark.parametrize("gone", ["one text", "all of it"])
+def test_held_back_text_that_is_gone_is_made_anew_by_the_next_run(workspace: Workspace, gone: str) -> None:
+    """As the error says."""
+    before = data.prepare(small().data, workspace)
+    ids = np.asarray(audit.audit_ids(before, workspace.cache_dir)).copy()
+    folder = workspace.cache_dir / vault.FOLDER
+    if gone == "all of it":
+        shutil.rmtree(folder)
+    else:
+        (folder / f"{before.meta['key']}.sealed").unlink()
+    with pytest.raises(DataProblem, match="run the recipe again"):
+        audit.audit_ids(before, workspace.cache_dir)
+    after = data.prepare(small().data, workspace)
+    assert after.meta == before.meta and np.array_equal(audit.audit_ids(after, workspace.cache_dir), ids)
+    assert not list((workspace.cache_dir / "data").glob("*.tmp"))
 
 
 def test_text_or_tokenizer_changed_by_a_recipe_are_seen(workspace: Workspace) -> None:

@@ -39,8 +39,10 @@ class Shape:
     vocab_size: int
 
     @classmethod
-    def fitting(cls, context: int, vocab_size: int) -> Shape:
-        return cls(max(2, LOGITS_AT_ONCE // (context * vocab_size)), context, vocab_size)
+    def fitting(cls, context: int, vocab_size: int, most: int | None = None) -> Shape:
+        """At least two rows, however large; no more than `most` otherwise."""
+        rows = LOGITS_AT_ONCE // (context * vocab_size)
+        return cls(max(2, rows if most is None else min(rows, most)), context, vocab_size)
 
     @property
     def values(self) -> int:

@@ -42,8 +42,16 @@ def take(cache_dir: Path, name: str) -> bytes:
         raise DataProblem("the held-back text is gone", fix="run the recipe again: that prepares it anew") from error
     data = _turned(sealed[32:], _key(folder), name)
     if hashlib.sha256(data).digest() != sealed[:32]:
-        raise DataProblem("the held-back text is damaged", fix="delete .lab/cache and run the recipe again")
+        raise DataProblem(
+            "the held-back text is damaged",
+            fix=f"delete .lab/cache/{FOLDER} and run the recipe again: that prepares it anew",
+        )
     return data
+
+
+def holds(cache_dir: Path, name: str) -> bool:
+    """Whether something was stored as `name`, whole or not."""
+    return (cache_dir / FOLDER / f"{name}.sealed").is_file()
 
 
 _attempts: list[str] | None = None  # while opening is forbidden: the paths that were tried
@@ -77,7 +85,18 @@ def _watch_once() -> None:
 def _key(folder: Path) -> bytes:
     file = folder / KEY
     if not file.exists():
-        durable.write_bytes(file, secrets.token_bytes(32), mode=0o600)
+        mine = folder / f".{KEY}-{secrets.token_hex(8)}"
+        durable.write_bytes(mine, secrets.token_bytes(32), mode=0o600)
+        try:
+            os.link(mine, file)  # unlike a rename it leaves the key of another process that was first
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not file.exists():
+                mine.rename(file)
+        finally:
+            mine.unlink(missing_ok=True)
+        durable.sync_folder(folder)
     return file.read_bytes()
 
 
