@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from training.config import TrainingConfig, apply
 from workspace.errors import LabError
@@ -66,6 +69,13 @@ def run_folder(workspace: Workspace, config: TrainingConfig, name: str = "run-00
 
 def module_command(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-P", "-s", "-m", module, *map(str, arguments)]
+
+
+def needs(package: str) -> None:
+    """Skip the test without an optional package; where everything is to be tested, fail."""
+    if importlib.util.find_spec(package) is None:
+        told = f"{package} is not installed; .ci/install-extras installs it"
+        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
 
 
 def train(folder: Path, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_support import module_command, small
+from training_support import module_command, needs, small
 
 from training import corpus, size
 from training.config import TrainingConfig, apply, knobs, value_of
@@ -66,7 +66,7 @@ def hashes(config: TrainingConfig) -> tuple[str, str]:
 @pytest.mark.parametrize("key", [key for key, _ in knobs()])
 def test_every_setting_acts_or_is_excused(base: tuple[str, str], key: str) -> None:
     if key == "optimizer.state_bits":
-        pytest.importorskip("torchao")
+        needs("torchao")
     moved = hashes(apply(small(), other_value(small(), key))) != base
     if key in WITHOUT_EFFECT:
         assert not moved, f"{key} is said to have no effect: {WITHOUT_EFFECT[key]}"
@@ -83,7 +83,7 @@ def test_every_setting_acts_or_is_excused(base: tuple[str, str], key: str) -> No
 def test_what_no_structure_shows_shows_in_the_steps(base: tuple[str, str], key: str) -> None:
     """Also what structure does show must act: a setting that is only listed would move the structural hash alone."""
     if key == "optimizer.state_bits":
-        pytest.importorskip("torchao")
+        needs("torchao")
     changes = {"optimizer.grad_clip": 0.01} if key == "optimizer.grad_clip" else other_value(small(), key)
     assert hashes(apply(small(), changes))[1] != base[1]
 
