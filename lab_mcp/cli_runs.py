@@ -89,6 +89,7 @@ def _memory(device: dict[str, Any]) -> str:
 def train(
     settings: Annotated[list[str] | None, typer.Argument(help="settings of the recipe, e.g. budget.amount=60")] = None,
     name: Annotated[str | None, typer.Option(help="a few words to recognise it by")] = None,
+    resume: Annotated[str | None, typer.Option(help="go on from this run's newest checkpoint, with its recipe")] = None,
     script: Annotated[str | None, typer.Option(help="run this script instead of the built-in trainer")] = None,
     arg: Annotated[list[str] | None, typer.Option(help="argument of the script (repeat for several)")] = None,
     repo: Annotated[str | None, typer.Option(help="git URL or path to clone and run the script from")] = None,
@@ -101,6 +102,7 @@ def train(
     arguments = {
         "name": name,
         "overrides": overrides or None,
+        "resume": resume,
         "script": script,
         "args": arg,
         "repo": repo,

@@ -95,14 +95,15 @@ def _files() -> tuple[str, dict[str, str]]:
     from training.hardware import devices
 
     status = devices.detect()
-    device = next(iter(status.usable_devices()), None)
+    usable = status.usable_devices()
+    device = next(iter(usable), None)
     memory = device.memory_total_bytes if device else None
     size = f" with {memory / 2**30:.0f} GiB" if memory else ""
     fitted = f"the recipe is fitted to {device.name}{size}" if device else "the recipe is fitted to the CPU"
     return fitted, {
         SETTINGS_NAME: settings.default_toml(),
         "program.md": PROGRAM,
-        RECIPE: default_recipe_toml(suggest(status.backend, memory)),
+        RECIPE: default_recipe_toml(suggest(status.backend, memory, max(1, len(usable)))),
         "papers/README.md": PAPERS_README,
     }
 

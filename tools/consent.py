@@ -11,7 +11,8 @@ from tools.campaigns import RunCampaignArguments
 from tools.experiments import ProposeArguments
 from tools.lab import Lab
 from tools.runs import StartTrainingArguments
-from training.config import apply, load_recipe
+from training.config import apply, load_config, load_recipe
+from training.runs.place import read
 from workspace.errors import LabError, Refused
 
 SECONDS = 3600.0
@@ -52,7 +53,11 @@ def _training(lab: Lab, arguments: StartTrainingArguments) -> float:
     limit = arguments.time_limit_hours or lab.settings.runs.time_limit_hours
     hours = limit
     if arguments.script is None:
-        recipe = apply(load_recipe(lab.workspace.recipe_dir), arguments.overrides or {})
+        if arguments.resume is not None:  # of its budget a part is spent
+            recipe = load_config(read(lab.workspace.run_dir(arguments.resume) / "config.json"))
+        else:
+            recipe = load_recipe(lab.workspace.recipe_dir)
+        recipe = apply(recipe, arguments.overrides or {})
         hours = min(limit, _hours(lab, recipe.budget.kind, recipe.budget.amount))
     return hours * max(1, arguments.gpu_count or 1)
 

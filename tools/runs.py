@@ -11,8 +11,9 @@ from pydantic import Field
 from tools import bounds
 from tools.lab import Lab
 from tools.tool import Arguments, Caller, Result, Tool
+from training.runs.outcome import has_checkpoint
 from training.runs.progress import table
-from training.runs.records import ENDED, LIVE, RunRecord, RunRequest, State
+from training.runs.records import ENDED, INTERRUPTED, LIVE, RunRecord, RunRequest, State
 from workspace.errors import Refused
 
 RESULT = ("val_bpb", "train_loss", "steps", "tokens_per_s")
@@ -34,6 +35,9 @@ class StartTrainingArguments(Arguments):
         None,
         description='settings of the built-in trainer, dotted: {"budget.kind": "seconds", "budget.amount": 60, '
         '"model.depth": 4}; what is not named comes from recipe/recipe.toml',
+    )
+    resume: str | None = Field(
+        None, max_length=40, description="ended run to go on from, with its settings where overrides name no other"
     )
     script: str | None = Field(
         None,
@@ -96,6 +100,8 @@ async def start_training(lab: Lab, arguments: StartTrainingArguments, caller: Ca
             valid="script with args/repo/branch, or overrides for the built-in trainer",
             fix='for example start_training({"script": "train.py", "repo": "...", "args": ["--epochs", "1"]})',
         )
+    if kind == "script" and arguments.resume:
+        raise Refused("resume belongs to the built-in trainer", fix="let the script go on from what it wrote itself")
     if kind == "script" and arguments.overrides:
         raise Refused("overrides are settings of the built-in trainer; a script takes args", fix="give args instead")
     request = RunRequest(
@@ -103,6 +109,7 @@ async def start_training(lab: Lab, arguments: StartTrainingArguments, caller: Ca
         name=arguments.name or "",
         session=caller.conversation,
         overrides=arguments.overrides or {},
+        resume=arguments.resume,
         script=arguments.script,
         args=tuple(arguments.args or ()),
         repo=arguments.repo,
@@ -264,6 +271,8 @@ async def wait_for_run(lab: Lab, arguments: WaitForRunArguments, caller: Caller)
         following = f"wait_for_run(run_id={record.id!r}) again"
     elif record.state == "succeeded":
         following = f"list_runs(run_id={record.id!r}) for the curve and all settings"
+    elif record.kind == "recipe" and record.state in INTERRUPTED and has_checkpoint(lab.workspace.run_dir(record.id)):
+        following = f"start_training(resume={record.id!r}) goes on from its checkpoint; ask the user if they stopped it"
     else:
         following = f"tail_log(run_id={record.id!r}, lines=60) to see why"
     return WaitForRunResult(

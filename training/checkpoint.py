@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training import checkpoint_folder, distributed, tensor_file
+from training import checkpoint_folder, distributed, generators, tensor_file
 from training.checkpoint_folder import ANOTHER, CONFIG, MODEL, OPTIMIZER, PREFIX, REST, STATE, TOKENIZER
 from training.config import TrainingConfig, load_config
 from workspace import durable
@@ -55,11 +55,14 @@ def content_of(
 ) -> Content:
     """The present state of everything; nothing is copied yet."""
     tensors: dict[str, Tensor] = {}
-    generators: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators["cuda"] = torch.cuda.get_rng_state_all()
-    rest = {"optimizer": _without_tensors(optimizer.state_dict(), tensors), "generators": generators}
+    kept = generators.take(_device_of(optimizer))
+    rest = {"optimizer": _without_tensors(optimizer.state_dict(), tensors), "generators": kept}
     return Content(model.state_dict(), tensors, rest, state, config, tokenizer_file)
+
+
+def _device_of(optimizer: torch.optim.Optimizer) -> torch.device:
+    device: torch.device = next(p.device for group in optimizer.param_groups for p in group["params"])
+    return device
 
 
 def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -177,7 +180,7 @@ class Checkpoint:
                 f"checkpoint {self.folder.name} has the state of another optimizer: {str(error).splitlines()[0]}",
                 fix="resume with the configuration and recipe it was written with",
             ) from error
-        self._put_generators(rest)
+        generators.put(rest["generators"], _device_of(optimizer))
 
     def load_shards(self, optimizer: torch.optim.Optimizer, template: dict[str, Any]) -> None:
         """`load_optimizer` for a sharded one; `template` is the state of one that has made a step. Raises `Refused`."""
@@ -191,12 +194,7 @@ class Checkpoint:
         distributed.read_shards(self.folder / distributed.SHARDS, tensors)
         rest = torch.load(self.folder / REST, weights_only=True, map_location="cpu")
         optimizer.load_state_dict(_with_tensors(rest["optimizer"], tensors))
-        self._put_generators(rest)
-
-    def _put_generators(self, rest: Any) -> None:
-        torch.set_rng_state(rest["generators"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in rest["generators"]:
-            torch.cuda.set_rng_state_all(rest["generators"]["cuda"][: torch.cuda.device_count()])
+        generators.put(rest["generators"], _device_of(optimizer))
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         try:

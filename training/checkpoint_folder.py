@@ -11,6 +11,7 @@ from workspace.errors import NotFound, Refused
 PREFIX = "step-"
 STATE, CONFIG, TOKENIZER = "state.json", "config.json", "tokenizer.json"
 MODEL, OPTIMIZER, REST = "model.safetensors", "optimizer.safetensors", "optimizer.pt"
+SAME = ("model", "data", "batch", "seed")  # parts of a configuration that a checkpoint cannot do without
 ANOTHER = "resume from another checkpoint, or start the run anew"
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from training import shares
 from workspace.errors import LabError, Refused, closest
 
 RECIPE_NAME = "recipe.toml"
@@ -259,11 +260,8 @@ def check(config: TrainingConfig, *, source: str = "configuration") -> None:
         refuse(f"data.files is not used by data.corpus = {d.corpus!r}", "data.corpus = 'files', or drop data.files")
     if config.evaluation.quick_bytes > config.evaluation.bytes:
         refuse("evaluation.quick_bytes is above evaluation.bytes", f"at most {config.evaluation.bytes}")
-    if b.tokens % (row_tokens * max(1, config.parallel.processes)):
-        refuse(
-            f"batch.tokens = {b.tokens} cannot be shared by parallel.processes = {config.parallel.processes}",
-            f"batch.tokens = a multiple of {row_tokens * config.parallel.processes}, or fewer batch.rows",
-        )
+    if count := config.parallel.processes:  # 0: as many as the run gets, which is checked when that is known
+        shares.check(config, count, source=source, by=f"parallel.processes = {count}")
     if config.parallel.processes and config.parallel.kind == "none":
         refuse("parallel.processes is not used by parallel.kind = 'none'", "parallel.kind = 'ddp' or 'fsdp'")
     if config.parallel.kind == "fsdp" and (config.optimizer.state_bits == 8 or config.optimizer.offload):
@@ -276,8 +274,9 @@ def check(config: TrainingConfig, *, source: str = "configuration") -> None:
         refuse("schedule.warmup + schedule.warmdown is above 1", "together they are parts of one budget")
 
 
-def suggest(backend: str, memory_bytes: int | None = None) -> dict[str, Any]:
-    """Changes to the defaults for a machine: `backend` as in `training.hardware`, memory of one device in bytes.
+def suggest(backend: str, memory_bytes: int | None = None, devices: int = 1) -> dict[str, Any]:
+    """Changes to the defaults for a machine: `backend` as in `training.hardware`, memory of one device in bytes, and
+    how many there are: rows are fewer where all of them could not share a step otherwise.
 
     On NVIDIA and AMD cards the largest tiers are the setting published for one H100 by karpathy/autoresearch (45 GB at
     128 rows); on Gaudi and Apple those of elementalcollision/autoresearch-unified.
@@ -288,6 +287,7 @@ def suggest(backend: str, memory_bytes: int | None = None) -> dict[str, Any]:
     smallest, *larger = _TIERS.get(backend, _TIERS["cuda"])
     tier = next((tier for tier in reversed(larger) if memory >= tier[0] * GIBI), smallest)
     _, depth, context, rows, tokens = tier
+    tokens, rows = shares.fitting(tokens, rows, context, devices)
     return {
         "data.vocab_size": 8192, "data.max_bytes": 100_000_000, "data.context": context, "budget.amount": 300.0,
         "evaluation.bytes": 2_000_000, "evaluation.quick_bytes": 200_000, "model.depth": depth,

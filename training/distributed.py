@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.hardware.backend import chosen
 from training.loader import Rows
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +113,7 @@ def joined(kind: str) -> Iterator[Group]:
         yield Group()
         return
     rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    cuda = torch.cuda.is_available() and os.environ.get("LAB_BACKEND") != "cpu"
+    cuda = chosen() in ("cuda", "rocm")
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

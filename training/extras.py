@@ -13,6 +13,13 @@ def check(config: TrainingConfig, backend: str) -> None:
     """Raises `Unavailable` without a package that is needed, `Refused` where a setting cannot do anything."""
     trackers.check(config.tracker)
     check_packages(config)
+    if config.parallel.kind != "none" and backend in ("mps", "hpu"):
+        device = "an Apple GPU" if backend == "mps" else "a Gaudi accelerator"
+        raise Refused(
+            f"parallel.kind = {config.parallel.kind!r} does not work on {device}",
+            valid="NVIDIA and AMD accelerators, and CPUs",
+            fix='parallel.kind = "none"',
+        )
     if config.optimizer.offload and backend in ("cpu", "mps"):
         memory = "a CPU trains in the machine's memory" if backend == "cpu" else "an Apple GPU shares it"
         raise Refused(

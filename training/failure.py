@@ -12,7 +12,7 @@ from training.corpus import DataProblem
 from training.job import ALERTS, SUMMARY, Job
 from training.report import say
 from training.runs.outcome import CONFIGURATION, DATA, NAN, OOM, PREEMPTED, UNCAUGHT_EXCEPTION
-from training.size import largest_rows, predict_memory
+from training.size import memory_advice
 from workspace import clock, durable
 from workspace.errors import LabError
 
@@ -91,16 +91,7 @@ def _memory_advice(text: str, job: Job | None) -> str:
     from training.hardware.backend import choose
 
     backend = choose()
-    estimate = predict_memory(job.config, backend.kind)
-    rows = largest_rows(job.config, int(0.9 * (backend.memory_total_bytes or 0)), backend.kind)
-    advice = f"{text} The estimate for this configuration is {estimate.total / 1e9:.1f} GB"
-    if backend.memory_total_bytes:
-        advice += f" of {backend.memory_total_bytes / 1e9:.1f} GB"
-    if rows is not None and rows < job.config.batch.rows:
-        return advice + f". Next: batch.rows = {rows}."
-    if job.config.batch.rows > 1:
-        return advice + f". Next: a smaller batch.rows than {job.config.batch.rows}."
-    return advice + ". Next: a smaller model or context."
+    return f"{text} {memory_advice(job.config, backend.kind, backend.memory_total_bytes)}"
 
 
 def record(folder: Path, error: BaseException, job: Job | None) -> int:

@@ -35,12 +35,12 @@ ADAM_EPS = 1e-10
 SCALAR_EPS = 1e-6
 
 
-def orthogonalize(g: Tensor, steps: int) -> Tensor:
+def orthogonalize(g: Tensor, steps: int, dtype: str | None = None) -> Tensor:
     """The nearest semi-orthogonal matrices to a stack g (N, rows, columns), roughly: singular values land near 1.
 
-    In bfloat16 on accelerators, which the iteration tolerates; in float32 on a CPU, where that is faster.
+    `dtype` of the products, which tolerate bfloat16; None: bfloat16 on accelerators, float32 on a CPU.
     """
-    x = g.float() if g.device.type == "cpu" else g.bfloat16()
+    x = g.to(getattr(torch, dtype or ("float32" if g.device.type == "cpu" else "bfloat16")))
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
@@ -59,7 +59,7 @@ def muon_step(parameters: list[Tensor], state: dict[str, Tensor], group: dict[st
         state["momentum"] = torch.zeros_like(g)
         state["variance"] = torch.zeros_like(g.mean(dim=side, keepdim=True))
     state["momentum"].lerp_(g, 1 - group["momentum"])
-    g = orthogonalize(g.lerp_(state["momentum"], group["momentum"]), group["polar_steps"])
+    g = orthogonalize(g.lerp_(state["momentum"], group["momentum"]), group["polar_steps"], group.get("dtype"))
 
     variance = g.square().mean(dim=side, keepdim=True)
     state["variance"].lerp_(variance, 1 - group["variance_beta"])
@@ -75,7 +75,9 @@ def muon_step(parameters: list[Tensor], state: dict[str, Tensor], group: dict[st
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Groups carry `kind` ("muon" or "adamw"), `name`, `initial_lr` and what their kind needs."""
+    """Groups carry `kind` ("muon" or "adamw"), `name`, `initial_lr` and what their kind needs; Muon's may have the
+    `dtype` of its products.
+    """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__(list(groups), {"lr": 0.0})
@@ -188,6 +190,13 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
         group["lr"] = group["initial_lr"] * rates.lr
         if group.get("kind") == "muon":
             group["momentum"], group["weight_decay"] = rates.momentum, rates.weight_decay
+
+
+def set_dtype(optimizer: torch.optim.Optimizer, dtype: str) -> None:
+    """Put the number format of the run's products into Muon's groups; one that a checkpoint brings replaces it."""
+    for group in optimizer.param_groups:
+        if group.get("kind") == "muon":
+            group.setdefault("dtype", dtype)
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 What is absent comes from `training`. The two signatures are the whole contract:
 build_model(config: TrainingConfig) -> torch.nn.Module, tokens (B, T) int64 -> logits (B, T, vocab_size);
-  optional: a method loss(tokens, targets) -> mean nats a token, and an attribute flops_per_token;
+  optional: a method loss(tokens, targets) -> mean nats a token;
 build_optimizer(model, config) -> torch.optim.Optimizer; its groups' "lr" is the peak the schedule scales.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from training import model as default_model
 from training import optim as default_optim
@@ -118,9 +118,16 @@ def _line_of(error: BaseException, path: Path) -> str:
     return f" (line {line})" if line else ""
 
 
-def flops_of(model: nn.Module) -> float:
-    """FLOPs a token: what the model says of itself; of one that says nothing, 6 per weight of its linear layers."""
-    told = getattr(model, "flops_per_token", None)
-    if isinstance(told, int | float):
-        return float(told)
-    return float(sum(6 * layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear)))
+def check_loss(loss: Any) -> None:
+    """Raises `RecipeProblem` when a model's own loss is not a single number that gradients can be taken of."""
+    if not isinstance(loss, Tensor):
+        found = type(loss).__name__
+    elif loss.numel() != 1 or not loss.is_floating_point():
+        found = f"{tuple(loss.shape)} of {loss.dtype}"
+    elif not loss.requires_grad:
+        found = "a number without a gradient"
+    else:
+        return
+    raise RecipeProblem(
+        f"recipe/model.py: loss(tokens, targets) returned {found}", valid="the mean nats a token, a tensor of shape ()"
+    )

@@ -167,3 +167,16 @@ def largest_rows(config: TrainingConfig, memory_bytes: int, backend: str) -> int
         if predict_memory(smaller, backend).total <= memory_bytes:
             return rows
     return None
+
+
+def memory_advice(config: TrainingConfig, backend: str, memory_bytes: int | None) -> str:
+    """What is told when memory ran out: the estimate, the memory there is, what to change."""
+    advice = f"The estimate for this configuration is {predict_memory(config, backend).total / 1e9:.1f} GB"
+    if memory_bytes:
+        advice += f" of {memory_bytes / 1e9:.1f} GB"
+    rows = largest_rows(config, int(0.9 * (memory_bytes or 0)), backend)
+    if rows is not None and rows < config.batch.rows:
+        return f"{advice}. Next: batch.rows = {rows}."
+    if config.batch.rows > 1:
+        return f"{advice}. Next: a smaller batch.rows than {config.batch.rows}."
+    return f"{advice}. Next: a smaller model or context."

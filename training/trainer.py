@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training import canary, checkpoint, extras, report
+from training import canary, checkpoint, checkpoint_folder, extras, generators, report, shares
 from training.budget import Clock
 from training.canary import Canary
 from training.data import PreparedData
@@ -25,19 +25,20 @@ from training.distributed import SHARDS, Group, agree_on, whole, write_shards
 from training.energy import Meter
 from training.evaluate import evaluate, looks_ahead
 from training.failure import NotANumber, Preempted, RecipeProblem
+from training.flops import flops_per_token
 from training.hardware.backend import Backend, Choice
-from training.hardware.peak_flops import Peak
 from training.job import CHECKPOINTS, METRICS, Job
 from training.loader import Rows, TrainingLoader, evaluation_rows
-from training.optim import set_rates
+from training.optim import set_dtype, set_rates
 from training.profile import Profiler
-from training.recipe_code import Builders, flops_of
+from training.recipe_code import Builders, check_loss
 from training.report import Reporter, say
 from training.schedule import rates
 from training.score import Evaluation
 from training.size import saves_on_the_way
 from training.snapshot import Writer
 from training.trackers import Tracker
+from training.utilisation import Utilisation
 from training.validation import ValidationCurve
 from workspace import clock, durable
 from workspace.errors import Refused
@@ -60,6 +61,7 @@ class Trainer:
         self.stop_requested = False
         config = self.config
         extras.check(config, backend.kind)
+        shares.check(config, self.group.world)
         if config.deterministic:
             backend.deterministic()
         cache = job.workspace.cache_dir
@@ -69,22 +71,28 @@ class Trainer:
         seconds = config.budget.amount if config.budget.kind == "seconds" else None
         self.compile_choice: Choice = backend.compile_choice(config.compile, seconds)
         torch.manual_seed(config.seed)
-        self.model = self.group.shard(builders.model(config).to(backend.device))
+        model = builders.model(config).to(backend.device)
+        with self.precision():
+            self.flops_per_token = flops_per_token(model, config, backend.device)
+        peaks = backend.peak_flops(self.dtype), self.canary.peak_flops(self.dtype_choice.used)
+        self.utilisation = Utilisation(self.flops_per_token, self.group.world, *peaks)
+        self.model = self.group.shard(model)
         self.optimizer = builders.optimizer(self.model, config)
+        pays = self.group.first_then_others(lambda: backend.dtype_that_pays(self.dtype_choice, cache))
+        set_dtype(self.optimizer, pays)
         self.loss_of = self.group.averaged(self.model, self._loss_function())
         ids = data.ids("train")
         self.loader = TrainingLoader(ids, config.data.context, data.tokenizer.bos, config.seed)
         self.everyones_rows = config.batch.rows * self.group.world  # of one part of a step
         self.byte_lengths = torch.from_numpy(data.tokenizer.byte_lengths())
         self.clock = Clock(self.config, self.flops_per_token)
-        self.smooth_loss = 0.0
-        self.warm_up_seconds = 0.0
+        self.smooth_loss = self.warm_up_seconds = 0.0
         self.reporter = self._reporter()
         self.writer = Writer(job.folder / CHECKPOINTS, config.checkpoint.keep)
         first = self.group.first
         self.tracker = Tracker(config.tracker if first else "none", job.folder, config.model_dump(mode="json"))
         self.profiler = Profiler(job.folder, config.profile.steps if first else 0)
-        self.meter: Meter | None = None
+        self.meter = Meter(backend, first=first)
         self.curve = ValidationCurve()
         self.stopped_early: str | None = None
         self.devices: list[dict[str, float]] = []  # of several processes, at the newest step
@@ -118,7 +126,7 @@ class Trainer:
         gc.collect()
         gc.freeze()  # the collector need not walk the libraries again; without this it costs a pause now and then
         self._saved_at = time.monotonic()
-        self.meter = Meter(self.backend)
+        self.meter.start(self.clock.tokens)
         try:
             while self.clock.progress < 1 and not self.stopped_early:
                 self._one_step()
@@ -141,15 +149,15 @@ class Trainer:
         if self._stop_agreed or (self.stop_requested and self.group.world == 1):
             raise _Interrupted
         due = self.reporter.is_due()
-        progress = self.clock.progress
-        step_rates = rates(self.config, progress)
-        before = self.loader.state_dict()
+        step_rates = rates(self.config, self.clock.progress)
+        before, drawn = self.loader.state_dict(), generators.take(self.backend.device)
         started = time.perf_counter()
         set_rates(self.optimizer, step_rates)
         try:
             loss = self._gradients(self._next_rows)
-        except _Interrupted:  # nothing of this step has happened: the loader goes back too
+        except _Interrupted:  # nothing of this step has happened: loader and random numbers go back too
             self.loader.load_state_dict(before)
+            generators.put(drawn, self.backend.device)
             self.optimizer.zero_grad(set_to_none=True)
             raise
         grad_norm = self._gradient_norm(measure=due)
@@ -166,6 +174,8 @@ class Trainer:
         self.smooth_loss = SMOOTHING * self.smooth_loss + (1 - SMOOTHING) * value
         done = self.clock.progress
         if due or done >= 1:
+            if self.group.world == 1:
+                self.meter.note(self.meter.joules(), self.clock.tokens)
             self._report_step(value, grad_norm, step_rates.lr, took, done)
 
     def _agree(self, loss: float, took: float) -> tuple[float, float]:
@@ -173,11 +183,13 @@ class Trainer:
         every = self.config.checkpoint.every_seconds
         save = bool(every) and time.monotonic() - self._saved_at >= every
         mine = [loss, took, self.stop_requested, save, self._forward_seconds, self.backend.memory_now_bytes()]
-        values = self.group.share(mine)
+        joules = self.meter.joules() if self.group.world > 1 else None
+        values = self.group.share([*mine, math.nan if joules is None else joules])
         self._stop_agreed, self._save_agreed = bool(values[:, 2].any()), bool(values[0, 3])
         if self.group.world > 1:
             names = ("forward_seconds", "memory_bytes")
-            self.devices = [dict(zip(names, map(float, row[4:]), strict=True)) for row in values]
+            self.devices = [dict(zip(names, map(float, row[4:6]), strict=True)) for row in values]
+            self.meter.note(float(values[:, 6].sum()), self.clock.tokens)  # NaN when one of them reads nothing
         return float(values[:, 0].mean()), float(values[0, 1])
 
     def _gradients(self, next_rows: Any) -> Tensor:
@@ -222,7 +234,7 @@ class Trainer:
         started = time.perf_counter()
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         fresh = copy.deepcopy(self.optimizer.state_dict())  # a recipe's optimizer may have state before its first step
-        generator = torch.get_rng_state()
+        drawn = generators.take(self.backend.device)
         shape = (self.config.batch.rows, self.config.data.context + 1)
         vocab = self.config.data.vocab_size
         rows = np.random.default_rng(0).integers(vocab, size=shape, dtype=np.int64)
@@ -231,6 +243,7 @@ class Trainer:
         for _ in range(1 if self.backend.kind == "cpu" else 3):
             with self.precision():
                 loss = self.loss_of(inputs, targets)
+            check_loss(loss)
             torch.autograd.backward(loss)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -241,7 +254,7 @@ class Trainer:
             self.writer.reserve(self._content())
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(fresh)
-        torch.set_rng_state(generator)
+        generators.put(drawn, self.backend.device)
         self.warm_up_seconds = time.perf_counter() - started
 
     # -- evaluation and checkpoints --
@@ -321,7 +334,7 @@ class Trainer:
             "step": self.clock.steps,
             "training_seconds": self.clock.seconds,
             "quick_done": self._quick_done,
-            "validation": self.curve.points,
+            "validation": list(self.curve.points),  # a thread writes it down while the curve goes on
             "smooth_loss": self.smooth_loss,
             "loader": self.loader.state_dict(),
             "data": self.data.fingerprint,
@@ -332,7 +345,7 @@ class Trainer:
     def _resume(self) -> None:
         assert self.job.resume_from is not None
         found = checkpoint.open_checkpoint(self.job.resume_from)
-        for part in ("model", "data", "batch", "seed"):
+        for part in checkpoint_folder.SAME:
             if getattr(found.config, part) != getattr(self.config, part):
                 raise Refused(f"[{part}] differs from the checkpoint's", fix="resume with the same recipe")
         if found.state["data"]["sha256"] != self.data.fingerprint["sha256"]:
@@ -348,7 +361,9 @@ class Trainer:
         self.clock.seconds, self.clock.steps = found.state["training_seconds"], found.step
         self.curve = ValidationCurve([tuple(point) for point in found.state["validation"]])
         self.stopped_early = self.curve.stops(self.config.evaluation)
-        self._quick_done, self.smooth_loss = found.state["quick_done"], found.state["smooth_loss"]
+        self.smooth_loss = found.state["smooth_loss"]
+        by_now = int(self.clock.progress * (self.config.evaluation.quick_count + 1))  # fewer, of a larger budget
+        self._quick_done = min(found.state["quick_done"], by_now)
         if self.group.first:
             report.drop_after(self.job.folder / METRICS, found.step)
         say(f"resumed from {found.folder.name} after {self.clock.seconds:.1f} s of training")
@@ -373,21 +388,6 @@ class Trainer:
         """The smoothed training loss, nats a token; None before the first step."""
         return self.smooth_loss / (1 - SMOOTHING**self.clock.steps) if self.clock.steps else None
 
-    @cached_property
-    def flops_per_token(self) -> float:
-        return flops_of(self.model)
-
-    @cached_property
-    def ceiling(self) -> Peak | None:
-        """What MFU is a part of: the device's peak where a data sheet gives it, else what the canary measured."""
-        known = self.backend.peak_flops(self.dtype)
-        measured = self.canary.peak_flops(self.dtype_choice.used)
-        return known or (None if measured is None else Peak(measured, "measured by the canary"))
-
-    def mfu(self, tokens_per_s: float) -> float | None:
-        """Model FLOPs utilisation, a part of `ceiling`; None where there is none."""
-        return None if self.ceiling is None else self.flops_per_token * tokens_per_s / self.ceiling.flops
-
     def _report_step(self, loss: float, grad_norm: float | None, lr: float, took: float, progress: float) -> None:
         tokens = self.config.batch.tokens
         rate = tokens / took
@@ -399,11 +399,11 @@ class Trainer:
             "grad_norm": grad_norm,
             "tokens": self.clock.steps * tokens,
             "tokens_per_s": round(rate, 1),
-            "mfu": self.mfu(rate),
+            "mfu": self.utilisation.mfu(rate),
             "memory_bytes": self.backend.memory_now_bytes(),
             "progress": round(progress, 5),
             "devices": self.devices or None,
-        } | (self.meter.since_last(rate) if self.meter else {})
+        } | self.meter.since_last()
         self.tracker.log(record)
         self.reporter.step(record, progress=min(progress, 1.0), eta_s=self.clock.eta_s())
 

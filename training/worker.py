@@ -116,8 +116,8 @@ def _train(
 def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
     config, backend, clock = trainer.config, trainer.backend, trainer.clock
     rate = clock.tokens / clock.seconds
-    peak, ceiling = backend.peak_flops(trainer.dtype), trainer.ceiling
-    measured = trainer.canary.peak_flops(trainer.dtype_choice.used)
+    utilisation = trainer.utilisation
+    peak, ceiling = utilisation.known, utilisation.ceiling
     return {
         "train_loss": trainer.train_loss,
         "stopped_early": trainer.stopped_early,
@@ -128,14 +128,14 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
         "warm_up_seconds": trainer.warm_up_seconds,
         "checkpoint_stall_seconds": trainer.writer.stalled_s,
         "tokens_per_s": rate,
-        "energy": _energy(trainer),
+        "energy": trainer.meter.summary(),
         "peak_memory_bytes": backend.peak_memory_bytes(),
         "parameters": _parameters(trainer),
         "depth": config.model.depth,
         "flops_per_token": trainer.flops_per_token,
-        "mfu": trainer.mfu(rate),
+        "mfu": utilisation.mfu(rate),
         "mfu_ceiling": None if ceiling is None else {"flops": ceiling.flops, "source": ceiling.source},
-        "mfu_of_canary": None if measured is None else trainer.flops_per_token * rate / measured,
+        "mfu_of_canary": utilisation.mfu_of_canary(rate),
         "peak_flops": None if peak is None else {"flops": peak.flops, "source": peak.source},
         "canary": trainer.canary.as_json(),
         "sample": _sample(trainer),
@@ -146,14 +146,6 @@ def _facts(trainer: Trainer, recipe_files: dict[str, str]) -> dict[str, Any]:
         "compile": trainer.compile_choice.as_json(),
         "versions": _versions(),
     }
-
-
-def _energy(trainer: Trainer) -> dict[str, Any] | None:
-    """What training took by a counter of the machine, this attempt's part; None where there is none."""
-    joules = None if trainer.meter is None else trainer.meter.joules()
-    if joules is None or trainer.meter is None or not trainer.clock.tokens:
-        return None
-    return {"joules": joules, "joules_per_token": joules / trainer.clock.tokens, "source": trainer.meter.source}
 
 
 def _sample(trainer: Trainer) -> str:

@@ -101,6 +101,17 @@ def test_only_rules_there_are_end_runs() -> None:
     assert set(ENDED_BY_RULE) < set(AlertSettings.model_fields)
 
 
+def test_a_run_killed_for_memory_is_told_what_was_predicted() -> None:
+    advice = "The estimate for this configuration is 9.1 GB of 8.0 GB. Next: batch.rows = 4."
+    ran_out = [End(signal="SIGKILL"), End(137)]
+    for end in ran_out:
+        record = decide(end, None, Evidence("recipe", memory_kill=True, memory_advice=advice))
+        assert record["class"] == "oom" and record["reason"].endswith(f". {advice}")
+    unsure = decide(End(signal="SIGKILL"), None, Evidence("recipe", memory_advice=advice))
+    assert unsure["class"] == "signal" and unsure["reason"].endswith(advice)
+    assert advice not in decide(End(signal="SIGSEGV"), None, Evidence("recipe", memory_advice=advice))["reason"]
+
+
 def test_a_reason_quotes_the_log_without_secrets_and_control_characters() -> None:
     seen = Evidence(
         "script", exception=("RuntimeError", "login \x1b[31mfailed: hf_abcdefghijklmnopqrstuv password=hunter22")

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 from runs_support import Bench
+from training_support import SMALL, workspace_with_text
 
 from training.hardware.status import DeviceProcess
 from training.runs.leases import Leases, release, user_name
 from training.runs.placement import GB, Need, environment, fits_beside, need_of, room
+from training.runs.prepare import prepare
 from training.runs.records import RunRequest
 from workspace import durable
 from workspace.errors import Refused, Unavailable
+from workspace.layout import Workspace
+from workspace.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,43 @@ def test_need(wish: dict[str, Any], devices: list[Card], count: int) -> None:
 def test_impossible_needs_are_refused_with_what_there_is(wish: dict[str, Any], devices: list[Card], words: str) -> None:
     with pytest.raises(Refused, match=words):
         need_of(RunRequest(**wish), devices)
+
+
+SHARED = SMALL | {"parallel.kind": "ddp", "data.files": ["text"]}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return workspace_with_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parallel.kind": "none"}, "trains on one accelerator"),
+        ({"batch.rows": 8}, r"cannot be shared by 2 devices.*Next: batch\.rows = 4"),
+        ({"batch.tokens": 384}, r"cannot be shared by 2 devices.*Next: batch\.rows = 3"),
+        ({"batch.rows": 1, "batch.tokens": 96}, r"cannot be shared by 2 devices.*Next: batch\.tokens = 128"),
+        ({"parallel.processes": 1}, "parallel.processes = 1 on 2 accelerators"),
+    ],
+)
+def test_a_recipe_that_two_devices_cannot_share_is_refused(
+    workspace: Workspace, changes: dict[str, Any], words: str
+) -> None:
+    prepare(RunRequest(gpu_count=2, overrides=SHARED), workspace, Settings(), TWO)
+    with pytest.raises(Refused, match=words):
+        prepare(RunRequest(gpu_count=2, overrides=SHARED | changes), workspace, Settings(), TWO)
+
+
+def test_what_a_run_on_the_cpu_may_need_is_known_before_it_starts(workspace: Workspace) -> None:
+    """A process that is killed for want of memory can tell nothing any more."""
+    found = prepare(RunRequest(overrides=SMALL), workspace, Settings(), [])
+    assert found.need.predicted_bytes > 10**8
+    assert "The estimate for this configuration is 0." in found.run["memory_advice"]
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "model.py").write_text("from training.model import build_model\n")
+    found = prepare(RunRequest(overrides=SMALL), workspace, Settings(), [])
+    assert not found.need.predicted_bytes and "memory_advice" not in found.run
 
 
 def test_devices_with_most_room_first_and_full_ones_not_at_all() -> None:

@@ -11,9 +11,10 @@ from mcp import Client
 from mcp.types import ElicitRequestParams, ElicitResult
 
 from lab_mcp import compose
+from tools.consent import question
 from tools.lab import Lab
 from tools.server import build_server
-from workspace import settings
+from workspace import durable, settings
 from workspace.errors import Refused
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +62,17 @@ async def test_a_yes_starts_the_run(careful: Lab, era: str) -> None:
     result = await call(careful, era, user, "start_training", LONG)
     assert not result.is_error and result.structured_content["run_id"] == "run-0001"
     assert user.asked == ["start_training may use the machine for 2 hours (you are asked above 1 hours). Go ahead?"]
+
+
+async def test_a_run_that_goes_on_is_asked_about_by_the_budget_it_takes_over(careful: Lab) -> None:
+    folder = careful.workspace.run_dir("run-0001")
+    folder.mkdir(parents=True)
+    durable.write_json(folder / "config.json", {"budget": {"kind": "seconds", "amount": 7200.0}})
+    tool = compose.all_tools()["start_training"]
+    assert "for 2 hours" in str(question(careful, "start_training", tool.check({"resume": "run-0001"})))
+    more = tool.check({"resume": "run-0001", "overrides": {"budget.amount": 14400}})
+    assert "for 4 hours" in str(question(careful, "start_training", more))
+    assert question(careful, "start_training", tool.check({"resume": "run-0002"})) is None, "it will be refused"
 
 
 @pytest.mark.parametrize("era", ERAS)

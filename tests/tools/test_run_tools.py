@@ -86,6 +86,23 @@ async def test_a_run_that_fails_brings_its_alert_with_its_end(opened: Lab) -> No
     assert lines[0].startswith("Traceback") and lines[-1].startswith("ModuleNotFoundError")
 
 
+async def test_a_run_that_could_go_on_says_how(opened: Lab) -> None:
+    run = await start(opened, "")
+    await ask(opened, "wait_for_run", run_id=run, timeout_s=60)
+    folder = opened.workspace.run_dir(run)
+    with opened.runs.database.transaction() as tx:  # as if it had been the lab's trainer, interrupted
+        tx.execute("UPDATE runs SET kind = 'recipe', state = 'preempted' WHERE id = ?", (run,))
+    answer = await ask(opened, "wait_for_run", run_id=run)
+    assert "tail_log" in answer["next"], "without a checkpoint it can only be started anew"
+    (folder / "checkpoints" / "step-00000007").mkdir(parents=True)
+    answer = await ask(opened, "wait_for_run", run_id=run)
+    assert f"start_training(resume={run!r})" in answer["next"]
+    with pytest.raises(LabError, match="is not a run of the built-in trainer"):
+        await ask(opened, "start_training", resume=run)
+    with pytest.raises(Refused, match="resume belongs to the built-in trainer"):
+        await ask(opened, "start_training", resume=run, script="job.py")
+
+
 async def test_two_runs_are_compared_and_a_curve_is_a_table(opened: Lab) -> None:
     first = await start(opened, "")
     second = await start(opened, "")

@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from training.hardware import backend, cpu_precision
+from training.hardware import backend, cpu, cpu_precision
 from training.hardware.backend import Backend, choose
 from training.hardware.peak_flops import peak_flops
 from workspace.errors import LabError
@@ -37,8 +38,9 @@ def test_the_first_of_the_order_is_taken(
 
 def test_the_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cuda")
-    monkeypatch.setenv("LAB_BACKEND", "cpu")
-    assert choose().kind == "cpu"
+    for asked in ("cpu", " CPU"):
+        monkeypatch.setenv("LAB_BACKEND", asked)
+        assert choose().kind == backend.chosen() == "cpu"
 
 
 def test_an_impossible_override_is_refused_with_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +68,13 @@ def test_rocm_is_told_by_torchs_build_not_by_a_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch, "version", SimpleNamespace(hip="6.4", cuda=None))
     found = backend.found()
     assert (found["rocm"], found["cuda"]) == ("available", "this torch is built without it")
+
+
+def test_a_containers_memory_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "container_limits", lambda: (None, 2**30, None))
+    assert choose("cpu").memory_total_bytes == 2**30
+    monkeypatch.setattr(cpu, "container_limits", lambda: (None, None, None))
+    assert choose("cpu").memory_total_bytes == psutil.virtual_memory().total
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:
@@ -115,7 +124,8 @@ def test_bfloat16_is_not_even_tried_without_units_for_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(cpu_precision, "_bfloat16_units", lambda: None)
     monkeypatch.setattr(cpu_precision, "_gflops", lambda dtype: pytest.fail("it was"))
     assert choose("cpu").dtype_choice("auto").used == "float32"
-    assert choose("cpu").dtype_choice("bfloat16").used == "bfloat16"
+    asked_for = choose("cpu").dtype_choice("bfloat16")
+    assert asked_for.used == "bfloat16" and choose("cpu").dtype_that_pays(asked_for) == "float32"
 
 
 @pytest.mark.parametrize(("bfloat16_gflops", "used"), [(200.0, "bfloat16"), (110.0, "float32"), (0.3, "float32")])
@@ -133,6 +143,7 @@ def test_bfloat16_must_pay_and_is_measured_once(
     first = choose("cpu").dtype_choice("auto", tmp_path)
     assert first == choose("cpu").dtype_choice("auto", tmp_path)
     assert first.used == used and "measured" in first.reason
+    assert choose("cpu").dtype_that_pays(choose("cpu").dtype_choice("bfloat16"), tmp_path) == used
     assert len(asked) == 2
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from training import shares
 from training.config import (
     GIBI,
     TrainingConfig,
@@ -24,7 +25,7 @@ from training.config import (
     value_of,
 )
 from training.size import predict_memory
-from workspace.errors import LabError
+from workspace.errors import LabError, Refused
 
 
 def test_no_recipe_means_the_defaults(tmp_path: Path) -> None:
@@ -60,6 +61,26 @@ def test_what_is_suggested_is_valid_and_survives_as_text(tmp_path: Path, backend
     assert load_recipe(tmp_path) == config
     if memory_gib and backend != "cpu" and (backend != "hpu" or memory_gib >= 40):  # the smallest Gaudi has 32
         assert predict_memory(config, backend).total < memory_gib * GIBI
+
+
+@pytest.mark.parametrize("devices", [2, 3, 8])
+@pytest.mark.parametrize("backend", ["cuda", "rocm"])
+def test_what_is_suggested_can_be_shared_by_all_devices(backend: str, devices: int) -> None:
+    for memory_gib in (8, 24, 48, 80):
+        config = apply(TrainingConfig(), suggest(backend, memory_gib * GIBI, devices))
+        alone = apply(TrainingConfig(), suggest(backend, memory_gib * GIBI))
+        shares.check(config, devices)
+        assert config.batch.tokens == pytest.approx(alone.batch.tokens, rel=0.1)
+        assert 8 <= config.batch.rows <= alone.batch.rows
+
+
+@pytest.mark.parametrize(("tokens", "rows", "devices"), [(256, 4, 4), (1024, 4, 3), (256, 8, 2), (2048, 1, 5)])
+def test_a_step_that_cannot_be_shared_is_refused_with_one_that_can(tokens: int, rows: int, devices: int) -> None:
+    config = apply(TrainingConfig(), {"data.context": 32, "batch.tokens": tokens, "batch.rows": rows})
+    with pytest.raises(Refused, match=f"cannot be shared by {devices} devices") as refused:
+        shares.check(config, devices)
+    changes = dict(part.split(" = ") for part in str(refused.value.fix).split(" and "))
+    shares.check(apply(config, {key: int(value) for key, value in changes.items()}), devices)
 
 
 def test_toml_round_trip() -> None:

@@ -6,12 +6,16 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_support import metrics, module_command, run_folder, small, summary, train, workspace_with_text
 
+from training import extras
 from training.checkpoint import open_checkpoint
 from workspace.errors import LabError
 from workspace.layout import Workspace
@@ -42,6 +46,8 @@ def test_two_processes_train_as_one(workspace: Workspace, kind: str, monkeypatch
     assert losses(both)[0] == pytest.approx(losses(alone)[0], rel=1e-5)
     assert (b["tokens"], b["parameters"], b["parallel"]["processes"]) == (a["tokens"], a["parameters"], 2)
     assert len(metrics(both)[0]["devices"]) == 2
+    could = 2 * b["mfu_ceiling"]["flops"]  # of each process
+    assert b["mfu"] == pytest.approx(b["flops_per_token"] * b["tokens_per_s"] / could) == b["mfu_of_canary"]
     assert (open_checkpoint(both).folder / "shards").is_dir() == (kind == "fsdp")
 
 
@@ -120,3 +126,65 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(LabError, match=r"parallel\.processes is not used"):
         small(parallel__processes=2)
     assert torch.distributed.is_available()
+
+
+def test_as_many_processes_as_devices_that_cannot_share_a_step_are_refused(workspace: Workspace) -> None:
+    """Not trained on nothing: rows for all of them would be more than a step."""
+    config = small(parallel__kind="ddp", batch__rows=8)
+    folder = run_folder(workspace, config, devices=[{"index": 0}, {"index": 1}])
+    assert train(folder).returncode == 13
+    assert "cannot be shared by 2 devices" in summary(folder)["error"]
+    assert "batch.rows = 4" in summary(folder)["error"]
+
+
+def test_energy_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reads its own; a processor's counter is the machine's, which one process reads for all."""
+    from training import energy
+    from training.hardware.backend import choose
+    from training.trainer import Trainer
+
+    class Counter:
+        def joules(self) -> float:
+            return 7.0
+
+    monkeypatch.setattr(energy, "Energy", Counter)
+    assert energy.Meter(choose("cpu"), first=False).joules() == 0.0
+    mine = energy.Meter(choose("cpu"))
+    mine._before = 0.0
+
+    def share(values: list[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array([values, [*values[:-1], 3.0]])
+
+    told = SimpleNamespace(
+        config=small(), stop_requested=False, _saved_at=time.monotonic(), _forward_seconds=0.0, meter=mine,
+        backend=SimpleNamespace(memory_now_bytes=lambda: 5), group=SimpleNamespace(world=2, share=share),
+        clock=SimpleNamespace(tokens=40),
+    )  # fmt: skip
+    Trainer._agree(cast(Trainer, told), 1.0, 0.1)
+    found = mine.summary()
+    assert found is not None and (found["joules"], found["joules_per_token"]) == (10.0, 0.25)
+    assert [list(device) for device in told.devices] == [["forward_seconds", "memory_bytes"]] * 2
+
+
+def test_the_backend_that_is_asked_for_decides_how_processes_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is written."""
+    from training import distributed
+    from training.hardware import backend
+
+    talks: list[str] = []
+    monkeypatch.setattr(backend, "found", lambda: dict.fromkeys(backend.ORDER, "available"))
+    monkeypatch.setattr(distributed.dist, "init_process_group", talks.append)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for asked in (" CPU", "Cuda"):
+        monkeypatch.setenv("LAB_BACKEND", asked)
+        with distributed.joined("ddp") as group:
+            talks.append(group.device.type)
+    assert talks == ["gloo", "cpu", "nccl", "cuda"]
+
+
+@pytest.mark.parametrize("backend", ["mps", "hpu"])
+def test_several_devices_where_they_do_not_work_are_refused(backend: str) -> None:
+    with pytest.raises(LabError, match="does not work on"):
+        extras.check(small(parallel__kind="ddp"), backend)
+    extras.check(small(parallel__kind="ddp"), "cuda")

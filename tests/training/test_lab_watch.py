@@ -141,6 +141,50 @@ print("went on")
     assert done.stdout == "on\n" and done.stderr.count("lab_watch") == 1
 
 
+def test_odd_values_are_left_out_and_told_once(tmp_path: Path) -> None:
+    """In the middle of somebody's loop nothing is raised, and the steps after are written as ever."""
+    code = """
+import lab_watch, torch
+nan, several = float("nan"), torch.zeros(2)
+for odd in ({"step": "three"}, {"step": nan}, {"tokens": nan}, {"tokens": several}, {"tokens": "many"},
+            {"step": several}, {"tokens": float("inf")}, {"tokens": torch.tensor(7)}, {"loss": several}):
+    lab_watch.step(val_loss=2.0, **odd)
+lab_watch.step(step=40, val_loss=1.0, tokens=5)
+"""
+    done = run(tmp_path, sys.executable, code)
+    assert done.returncode == 0 and done.stderr.count("lab_watch") == 1 == done.stderr.count("\n"), done.stderr
+    found = lines(tmp_path)
+    assert [r["step"] for r in found] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 40]
+    assert found[-1]["tokens"] == 12 and all("loss" not in r for r in found)
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "raise ValueError('the end')"])
+def test_the_last_step_is_written_at_the_end(tmp_path: Path, bare_python: str, end: str) -> None:
+    """It came too soon for a line of its own; it may be the one that explains the end."""
+    code = f"""
+import lab_watch
+for i in range(5):
+    lab_watch.step(loss=float("nan") if i == 4 else 1.0, tokens=10)
+{end}
+"""
+    run(tmp_path, bare_python, code)
+    first, last = lines(tmp_path)
+    assert (first["step"], last["step"], last["tokens"]) == (1, 5, 50) and last["loss"] != last["loss"]
+
+
+def test_what_waits_to_be_written_holds_no_graph(tmp_path: Path) -> None:
+    code = """
+import lab_watch, torch
+lab_watch.step(loss=1.0)
+weights = torch.ones(3, requires_grad=True)
+lab_watch.step(loss=(weights * 2).sum())
+print(lab_watch.step.__self__.pending[1]["loss"].grad_fn)
+"""
+    done = run(tmp_path, sys.executable, code)
+    assert done.stdout == "None\n", done.stderr
+    assert [r["loss"] for r in lines(tmp_path)] == [1.0, 6.0]
+
+
 def test_a_loss_that_is_not_a_number_is_written_as_that(tmp_path: Path, bare_python: str) -> None:
     assert run(tmp_path, bare_python, "import lab_watch\nlab_watch.step(loss=float('nan'))\n").returncode == 0
     (record,) = lines(tmp_path)

@@ -8,11 +8,19 @@ from typing import cast
 import pytest
 import torch
 from torch import nn
-from training_support import small
+from training_support import needs, small
 
 from training import extras
 from training.model import GPT, build_model
-from training.optim import MuonAdamW, assert_each_once, build_optimizer, orthogonalize, parameter_groups, set_rates
+from training.optim import (
+    MuonAdamW,
+    assert_each_once,
+    build_optimizer,
+    orthogonalize,
+    parameter_groups,
+    set_dtype,
+    set_rates,
+)
 from training.schedule import rates
 from workspace.errors import Refused, Unavailable
 
@@ -27,6 +35,29 @@ def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int, in
     left, _, right = torch.linalg.svd(g, full_matrices=False)
     alignment = (orthogonalize(g, 5) * (left @ right)).sum(dim=(-2, -1)) / min(shape[1:])
     assert (alignment > 0.8).all()  # the directions are the gradient's own
+
+
+def test_muons_products_are_in_the_format_the_run_has_chosen() -> None:
+    """Not in one that goes by the device; a run that goes on keeps its own."""
+    torch.manual_seed(0)
+    g = torch.randn(2, 16, 16)
+    by_format = {name: orthogonalize(g, 5, name) for name in ("float32", "bfloat16")}
+    assert not torch.equal(by_format["float32"], by_format["bfloat16"])
+    stepped = {}
+    for name in by_format:
+        p = nn.Parameter(torch.zeros(16, 16))
+        p.grad = g[0].clone()
+        settings = {"kind": "muon", "params": [p], "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+        optimizer = MuonAdamW([settings | {"name": "x", "polar_steps": 5, "variance_beta": 0.9}])
+        set_dtype(optimizer, name)
+        optimizer.step()
+        stepped[name] = p.detach()
+        resumed = MuonAdamW([settings | {"name": "x", "polar_steps": 5, "variance_beta": 0.9}])
+        set_dtype(resumed, "float32")
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert resumed.param_groups[0]["dtype"] == name
+    assert not torch.equal(stepped["float32"], stepped["bfloat16"])
+    torch.testing.assert_close(stepped["float32"], stepped["bfloat16"], rtol=0.1, atol=0.02)
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
@@ -78,7 +109,7 @@ def test_adamw_is_torchs_without_decay() -> None:
 def test_moments_in_less_memory_step_nearly_the_same(bits: int, betas: tuple[float, float], off: float) -> None:
     """With rows that are seldom used beside rows that always are: a root rounded to nothing would show."""
     if bits == 8:
-        pytest.importorskip("torchao")
+        needs("torchao")
     small_moments, exact = [torch.nn.Parameter(torch.zeros(60, 100)) for _ in range(2)]  # no whole number of blocks
     common = {"name": "x", "kind": "adamw", "lr": 0.01, "betas": betas, "eps": 1e-10}
     ours = MuonAdamW([common | {"params": [small_moments], "state_bits": bits, "offload": bits == 32}])

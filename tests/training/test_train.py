@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -155,12 +156,26 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(
     assert steps == sorted(set(steps))
 
 
+DROPOUT = (
+    "import torch.nn.functional as F\nfrom training.model import GPT\n"
+    "class Drops(GPT):\n"
+    "    def features(self, tokens):\n"
+    "        return F.dropout(super().features(tokens), 0.2, self.training)\n"
+    "def build_model(config):\n    return Drops(config)\n"
+)
+
+
+@pytest.mark.parametrize("drops", [False, True])
 def test_the_next_rows_are_made_while_the_device_computes_and_not_lost_in_a_stop_within_a_step(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, drops: bool
 ) -> None:
-    """They are there when the loss has been waited for; the checkpoint is of those that were trained on."""
+    """They are there when the loss has been waited for; the checkpoint is of those that were trained on. Nor are random
+    numbers lost that the part before the stop has drawn."""
     from training.trainer import Trainer
 
+    if drops:
+        (workspace.root / "recipe").mkdir()
+        (workspace.root / "recipe" / "model.py").write_text(DROPOUT)
     whole = run_folder(workspace, small(), "whole")
     agree, ready = Trainer._agree, []
 
@@ -212,6 +227,51 @@ def test_sigterm_ends_with_a_checkpoint_and_another_run_can_go_on_from_it(worksp
     following = run_folder(workspace, changed, "run-0002", resume_from="runs/run-0001")
     assert train_here(following) == 0
     assert facts(following)["steps"] == reached + 2
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(workspace: Workspace) -> None:
+    """SIGKILL, at a moment nobody chose, and the run is the one that was never killed, bit by bit."""
+    config = small(budget__amount=150, checkpoint__every_seconds=0.05)
+    whole = run_folder(workspace, small(budget__amount=150), "whole")
+    assert train_here(whole) == 0
+    killed = run_folder(workspace, config, "killed")
+    with (killed / "train.log").open("w") as log:
+        process = subprocess.Popen(module_command("training.train", killed), stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(killed.glob("checkpoints/step-*/state.json")):
+            assert process.poll() is None, (killed / "train.log").read_text()
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    wait_until_nothing_is_written(killed)
+    reached = open_checkpoint(killed).step
+    assert 0 < reached < 150 and not (killed / "summary.json").exists()
+    done = train(killed, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"resumed from step-{reached:08d}" in done.stdout
+    assert same(weights(whole), weights(killed)) and summary(killed)["steps"] == 150
+    steps = [r["step"] for r in metrics(killed) if "loss" in r]
+    assert steps == sorted(set(steps))
+
+
+def wait_until_nothing_is_written(folder: Path) -> None:
+    """The process that trains dies with its parent, a moment later."""
+    deadline = time.monotonic() + 60
+    while any(str(folder) in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_checkpoint_holds_the_curve_as_it_was_then(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread writes it while training goes on."""
+    states: list[Any] = []
+    monkeypatch.setattr("training.snapshot.Writer.save", lambda self, content: states.append(content.state))
+    changes = {"checkpoint__every_seconds": 1e-6, "evaluation__quick_count": 5, "budget__amount": 12}
+    assert train_here(run_folder(workspace, small(**changes))) == 0
+    assert max(len(state["validation"]) for state in states) == 5
+    assert all(step <= state["step"] for state in states for step, _ in state["validation"])
 
 
 def test_sigterm_while_the_data_are_prepared(workspace: Workspace) -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from training_support import facts, module_command, run_folder, small, summary, train, train_here, workspace_with_text
 
+from training import size
+from training.flops import flops_per_token
 from workspace.layout import Workspace
 
 
@@ -72,6 +74,20 @@ def test_a_configuration_that_is_wrong(workspace: Workspace) -> None:
     failed(folder, 13, "exit", "model.depth")
 
 
+ANSWERS = (
+    "from training.model import GPT\nclass Other(GPT):\n    def forward(self, t):\n        return {}\n"
+    "def build_model(config):\n    return Other(config)\n"
+)
+LOSS = (
+    "from training.model import GPT\nclass Other(GPT):\n    def loss(self, tokens, targets):\n        return {}\n"
+    "def build_model(config):\n    return Other(config)\n"
+)
+VOCABULARY = (
+    "from training.config import apply\nfrom training.model import GPT\nclass Other(GPT): pass\n"
+    "def build_model(config):\n    return Other(apply(config, {{'data.vocab_size': {}}}))\n"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "code", "kind", "told"),
     [
@@ -87,6 +103,14 @@ def test_a_configuration_that_is_wrong(workspace: Workspace) -> None:
             "write recipe/optim.py",
         ),
         ("model.py", "def build_model(config):\n    return 3\n", "exit", "not a torch.nn.Module"),
+        ("model.py", ANSWERS.format("super().forward(t), 0"), "exit", "the model returned tuple for tokens (1, 32)"),
+        ("model.py", ANSWERS.format("super().forward(t)[:, -1]"), "exit", "returned (1, 300)"),
+        ("model.py", ANSWERS.format("super().forward(t).long()"), "exit", "returned torch.int64"),
+        ("model.py", VOCABULARY.format(299), "exit", "with ids up to 299: IndexError"),
+        ("model.py", VOCABULARY.format(400), "exit", "Valid: floating-point logits of shape (1, 32, 300)"),
+        ("model.py", LOSS.format("super().forward(tokens)"), "exit", "loss(tokens, targets) returned (4, 32, 300)"),
+        ("model.py", LOSS.format("1.5"), "exit", "returned float"),
+        ("model.py", LOSS.format("super().loss(tokens, targets).detach()"), "exit", "without a gradient"),
         ("model.py", "def build_model(config):\n    raise KeyError('x')\n", "exit", "KeyError"),
         (
             "optim.py",
@@ -130,6 +154,61 @@ def test_a_recipes_own_model_and_optimizer_are_used(workspace: Workspace) -> Non
     assert set(end["recipe_files"]) == {"model.py", "optim.py"}
     assert end["parameters"]["total"] == 300 * 32 * 2 + 300
     assert end["flops_per_token"] == 6 * 300 * 32
+
+
+def test_a_budget_in_flops_counts_what_a_model_really_does(workspace: Workspace) -> None:
+    """Not what it says of itself. One derived from ours that does the same spends the same."""
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "model.py").write_text(
+        "from training.model import GPT\nclass Boasts(GPT): pass\n"
+        "def build_model(config):\n    model = Boasts(config)\n    model.flops_per_token = 1.0\n    return model\n"
+    )
+    config = small(budget__kind="flops", budget__amount=2e8)
+    assert train_here(run_folder(workspace, config)) == 0
+    told = facts(workspace.run_dir("run-0001"))
+    assert told["flops_per_token"] == pytest.approx(size.flops_per_token(config))
+    assert told["tokens"] * told["flops_per_token"] == pytest.approx(2e8, rel=0.5)
+
+
+def test_ours_is_counted_as_it_is_worked_out() -> None:
+    """With short windows that divide the context or do not, and shared keys."""
+    from training.model import GPT
+
+    class Same(GPT):
+        pass
+
+    for changes in ({}, {"model__depth": 3, "model__short_window": 0.4, "model__kv_share": 2}):
+        config = small(**changes)
+        found = flops_per_token(Same(config), config, torch.device("cpu"))
+        assert found == pytest.approx(size.flops_per_token(config), rel=1e-9)
+
+
+def test_attention_is_counted(workspace: Workspace) -> None:
+    """On a CPU too, where torch's own counter does not know it."""
+    from torch import nn
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(300, 300)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x = self.embedding(tokens).unsqueeze(1)
+            seen: torch.Tensor = nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+            return seen.squeeze(1)
+
+    assert flops_per_token(Looks(), small(), torch.device("cpu")) == 3 * 4 * 32 * 300
+
+
+def test_a_model_without_products_cannot_spend_a_budget_in_flops(workspace: Workspace) -> None:
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "optim.py").write_text(PLAIN_ADAM)
+    (workspace.root / "recipe" / "model.py").write_text(
+        "from torch import nn\ndef build_model(config):\n    return nn.Embedding(300, 300)\n"
+    )
+    told = "would never be spent"
+    failed(run_folder(workspace, small(budget__kind="flops", budget__amount=1e9)), 13, "exit", told)
+    assert train_here(run_folder(workspace, small(), "run-0002")) == 0
 
 
 PLAIN_ADAM = (

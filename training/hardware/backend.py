@@ -20,7 +20,7 @@ import torch
 
 from training.hardware import cpu_precision
 from training.hardware.compiler import compile_obstacle
-from training.hardware.cpu import model_name
+from training.hardware.cpu import memory_bytes, model_name
 from training.hardware.peak_flops import Peak, peak_flops
 from training.hardware.status import ORDER, BackendName
 from workspace.errors import Refused
@@ -107,6 +107,10 @@ class Backend:
             return Choice("float32", "bfloat16 needs compute capability 8.0")
         return Choice("bfloat16", "supported by the device")
 
+    def dtype_that_pays(self, choice: Choice, cache_dir: Path | None = None) -> str:
+        """`choice` of the run, but bfloat16 only where it pays, whatever its recipe asks for."""
+        return choice.used if choice.used == "float32" else self.dtype_choice("auto", cache_dir).used
+
     def compile_choice(self, asked: str, budget_seconds: float | None) -> Choice:
         """Whether to use torch.compile ("on") or not ("off"); `budget_seconds` is None for a budget in steps."""
         if asked == "off":
@@ -167,6 +171,11 @@ def choose(asked: str | None = None) -> Backend:
 
     Raises `Refused`, with what was found instead, when the one asked for is not there.
     """
+    return _build(chosen(asked))
+
+
+def chosen(asked: str | None = None) -> BackendName:
+    """Which one `choose` takes; no device is touched yet."""
     wanted = (asked or os.environ.get("LAB_BACKEND") or "auto").strip().lower()
     if wanted not in (*ORDER, "auto"):
         raise Refused(f"there is no backend {wanted[:40]!r}", valid=", ".join(("auto", *ORDER)))
@@ -175,7 +184,7 @@ def choose(asked: str | None = None) -> Backend:
     if report[kind] != "available":
         others = "; ".join(f"{k}: {state}" for k, state in report.items())
         raise Refused(f"backend {kind} was asked for and is not here: {report[kind]}", valid=others, fix="LAB_BACKEND=")
-    return _build(kind)
+    return kind
 
 
 def _build(kind: BackendName) -> Backend:
@@ -190,7 +199,7 @@ def _build(kind: BackendName) -> Backend:
         return Backend(kind, torch.device("hpu"), hpu.get_device_name(), total, False)
     if kind == "mps":
         return Backend(kind, torch.device("mps"), model_name(), int(torch.mps.recommended_max_memory()), True)
-    return Backend("cpu", torch.device("cpu"), model_name(), psutil.virtual_memory().total, True)
+    return Backend("cpu", torch.device("cpu"), model_name(), memory_bytes(), True)
 
 
 def _resident_peak_bytes() -> int:

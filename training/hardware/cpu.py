@@ -110,6 +110,12 @@ def _usable(quota: float | None) -> float:
     return round(min(own, quota), 2) if quota else own
 
 
+def memory_bytes() -> int:
+    """The machine's memory, or what a container allows of it."""
+    total: int = psutil.virtual_memory().total
+    return min(total, container_limits()[1] or total)
+
+
 def container_limits(root: Path = Path("/")) -> tuple[float | None, int | None, int | None]:
     """(cores, memory limit in bytes, memory used in bytes) that our cgroup allows; None where it sets no limit.
 

@@ -103,6 +103,8 @@ class Runs:
                         fix="mount or move back what runs/ is to be; if they are gone for good, stop_run those that "
                         f"live, or create the empty file runs/{place.MARK}",
                     )
+                if request.resume is not None:
+                    self._check_ended(request.resume)
                 prepared = prepare(request, self.workspace, self.settings, self.devices())
                 prepared.run |= {"wake_service": bool(self.on_end and request.experiment), "on_end": self.on_end}
                 existing = self._insert(prepared, key)
@@ -111,6 +113,11 @@ class Runs:
         except (OSError, LabError) as error:  # it is written down and queued; the next tick tries again
             log.warning("%s is queued, but could not be looked after at once: %s", existing, error)
         return self.get(existing)
+
+    def _check_ended(self, run_id: str) -> None:
+        """Whether another run may go on from this one. Raises `NotFound`, or `Refused` while it lives."""
+        if self._row(run_id)["ended_at"] is None:
+            raise Refused(f"{run_id} has not ended", fix=f"wait_for_run(run_id={run_id!r}), or stop_run, first")
 
     def _insert(self, prepared: Prepared, key: str | None) -> str:
         """Folder and row, or neither."""

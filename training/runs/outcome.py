@@ -100,8 +100,13 @@ class Evidence:
     summary: Mapping[str, Any] | None = None  # of our trainer, written by this run
     checkpoint: bool = False
     memory_kill: bool = False  # the kernel's counter of out-of-memory kills rose as the job died
+    memory_advice: str | None = None  # the prediction that was made before the start, and what to change
     rebooted: bool = False
     exception: tuple[str, str] | None = None  # the log's last line of a traceback: class, message
+
+    @property
+    def memory_told(self) -> str:
+        return f". {self.memory_advice}" if self.memory_advice else ""
 
 
 def decide(end: End, stop: Stop | None, seen: Evidence) -> dict[str, Any]:
@@ -130,9 +135,9 @@ def _verdict(end: End, stop: Stop | None, seen: Evidence) -> tuple[str, str | No
         return "failed", "exit", end.error
     if end.signal:
         if end.signal == "SIGKILL" and seen.memory_kill:
-            return "failed", "oom", "the system ran out of memory and killed it"
-        hint = ", not by the lab; the system's out-of-memory killer does this" if end.signal == "SIGKILL" else ""
-        return "failed", "signal", f"killed by {end.signal}{hint}"
+            return "failed", "oom", f"the system ran out of memory and killed it{seen.memory_told}"
+        hint = f", not by the lab; the system's out-of-memory killer does this{seen.memory_told}"
+        return "failed", "signal", f"killed by {end.signal}{hint if end.signal == 'SIGKILL' else ''}"
     if end.exit_code == 0 and trainer and _said(seen) != "succeeded":
         return "failed", "exit", "it ended with exit code 0 but reported no result (summary.json)"
     if end.exit_code == 0:
@@ -153,7 +158,7 @@ def _failed(code: int, trainer: bool, seen: Evidence) -> tuple[str, str | None, 
     if code == UNCAUGHT_EXCEPTION and name:
         return "failed", exception_class(name, message) or "exit", last
     if code == 128 + 9 and seen.memory_kill:
-        return "failed", "oom", "exit code 137: the system ran out of memory and killed a part of it"
+        return "failed", "oom", f"exit code 137: the system ran out of memory and killed a part of it{seen.memory_told}"
     told = f" (by a shell's convention: a command was ended by signal {code - 128})" if 128 < code < 160 else ""
     return "failed", "exit", f"exit code {code}{told}"
 

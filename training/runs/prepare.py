@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.runs import placement, source
 from training.runs.placement import GB, Device, Need
@@ -26,6 +26,9 @@ from workspace.interpreter import passed_variables, python_command
 from workspace.layout import Workspace
 from workspace.process import TAG_VARIABLE
 from workspace.settings import Settings
+
+if TYPE_CHECKING:
+    from training.config import TrainingConfig
 
 MAX_HOURS = 24 * 31
 MAX_NAME = 80
@@ -125,26 +128,28 @@ def _recipe(
         raise Refused("args belong to a run of kind script", valid="overrides, config and recipe_dir")
     from training import config as configs
     from training import extras, size
+    from training.hardware.cpu import memory_bytes
+    from training.runs import resuming
 
     folder = request.recipe_dir or workspace.recipe_dir
     config: Any = request.config
-    if config is None:
+    resumed: dict[str, Any] = {}
+    if request.resume is not None:
+        if config is not None or request.recipe_dir is not None:
+            raise Refused("a run that goes on from another has its configuration and recipe", valid="overrides")
+        config, folder, resumed = resuming.source_of(request.resume, request.overrides, workspace)
+    elif config is None:
         config = configs.apply(configs.load_recipe(folder), request.overrides)
     configs.check(config)
     accelerator = next((d.backend for d in devices if d.trains), "cuda") if need.count else "cpu"
     extras.check(config, accelerator)
-    if need.count > 1 and config.parallel.kind == "none":
-        raise Refused(
-            f"gpu_count = {need.count}: this recipe trains on one accelerator",
-            valid="gpu_count = 1",
-            fix='set parallel.kind = "ddp" or "fsdp", or drop gpu_count',
-        )
+    _check_devices(config, need.count)
     for name in config.data.files:
         if not workspace.confine(name, what="data.files").exists():
             raise NotFound(f"data.files: there is no {name!r} in the workspace", fix="correct data.files")
     budget = config.budget.model_dump(mode="json")
     run = common | {
-        "name": _name(request.name, "recipe"),
+        "name": _name(request.name, resumed.pop("name", "recipe")),
         "command": python_command("training.train", "{run_dir}"),
         "cwd": str(workspace.root),
         "environment": {"PYTHONUNBUFFERED": "1"},
@@ -152,10 +157,37 @@ def _recipe(
         "workspace": str(workspace.root),
         "recipe_dir": "{run_dir}/recipe",
         "source": None,
+        **resumed,
     }
+    files = _recipe_files(folder)
     if need.count:
         need = replace(need, predicted_bytes=size.predict_memory(config, accelerator).total)
-    return Prepared(run, need, config=config.model_dump(mode="json"), recipe=_recipe_files(folder))
+    elif "model.py" not in files:  # what may be killed for want of memory can tell nothing itself
+        need = replace(need, predicted_bytes=size.predict_memory(config).total)
+        run["memory_advice"] = size.memory_advice(config, "cpu", memory_bytes() // max(1, config.parallel.processes))
+    return Prepared(run, need, config=config.model_dump(mode="json"), recipe=files)
+
+
+def _check_devices(config: TrainingConfig, count: int) -> None:
+    """Whether the recipe makes sense on `count` accelerators, 0 = the CPU. Raises `Refused`."""
+    from training import shares
+
+    parallel = config.parallel
+    if parallel.kind == "none":
+        if count > 1:
+            raise Refused(
+                f"gpu_count = {count}: this recipe trains on one accelerator",
+                valid="gpu_count = 1",
+                fix='set parallel.kind = "ddp" or "fsdp", or drop gpu_count',
+            )
+        return
+    if count and parallel.processes not in (0, count):
+        raise Refused(
+            f"parallel.processes = {parallel.processes} on {count} accelerator{'s' if count > 1 else ''}",
+            valid="one process for each",
+            fix=f"gpu_count = {parallel.processes}, or parallel.processes = 0: as many as there are",
+        )
+    shares.check(config, parallel.processes or max(1, count))
 
 
 def _recipe_files(folder: Path) -> dict[str, bytes]:
@@ -172,6 +204,8 @@ def _recipe_files(folder: Path) -> dict[str, bytes]:
 def _script(
     request: RunRequest, workspace: Workspace, settings: Settings, need: Need, common: dict[str, Any]
 ) -> Prepared:
+    if request.resume is not None:
+        raise Refused("resume belongs to the built-in trainer", fix="let the script go on from what it wrote itself")
     if request.overrides or request.config is not None or request.recipe_dir is not None:
         raise Refused("overrides, config and recipe_dir belong to the built-in trainer", valid="script with args")
     if not request.script or not request.script.strip():

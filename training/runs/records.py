@@ -16,6 +16,7 @@ State = Literal[
 FailureClass = Literal["oom", "nan", "signal", "exit", "import", "data", "stalled"]
 LIVE: tuple[State, ...] = ("queued", "starting", "running", "stopping")
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled", "timed_out", "preempted", "lost")
+INTERRUPTED: tuple[State, ...] = ("preempted", "timed_out", "cancelled")  # could go on, with a checkpoint
 # 0 first, 9 last: the short ones an experiment waits for, then what a person asked for, then a campaign's
 PRIORITY: dict[Purpose, int] = {"test": 3, "run": 5, "candidate": 7, "control": 7, "replicate": 7}
 # the end of the reason of a lost run that somebody gave up
@@ -39,6 +40,9 @@ class RunRequest(BaseModel):
     overrides: dict[str, Any] = {}
     config: SerializeAsAny[BaseModel] | None = None
     recipe_dir: Path | None = Field(None, description="default: the workspace's recipe/")
+    resume: str | None = Field(
+        None, description="id of an ended run whose newest checkpoint to go on from; its configuration is the default"
+    )
     # script
     script: str | None = Field(None, description="path within the workspace, or within `repo`")
     args: tuple[str, ...] = ()

@@ -323,6 +323,7 @@ class Supervisor:
             summary=outcome.trainer_summary(self.folder, started),
             checkpoint=outcome.has_checkpoint(self.folder),
             memory_kill=self.memory_kill,
+            memory_advice=self.run.get("memory_advice"),
             rebooted=self.rebooted,
             exception=outcome.last_exception(self.folder / "train.log"),
         )

@@ -9,10 +9,12 @@
 Under the lab (start_training) this writes metrics.jsonl into the run's folder: progress, curves and alerts then work as
 for the lab's own trainer. Anywhere else it does nothing. It never raises and never prints more than one warning.
 
-Numbers may be tensors: they are read only when a line is due (four a second), so a device need not be waited for each
-step. `tokens` are those of this step; `val_bpb`, `val_loss` and other names you choose are written as they are.
+Numbers may be tensors: they are read only when a line is due (four a second, and when the script ends), so a device
+need not be waited for each step. `tokens` are those of this step; `val_bpb`, `val_loss` and other names you choose are
+written as they are.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -33,29 +35,53 @@ class _Watch:
         self.pid = os.getpid()
         self.steps = 0
         self.tokens = 0
-        self.broken = False
+        self.broken = self.warned = False
         self.started = self.written_at = time.monotonic()
         self.reported = (0, 0, self.started)  # steps, tokens, moment of the last line
-        self.joules = energy_joules()
+        self.pending = None  # moment and numbers of the newest step, while they are not written
+        self.energy = Energy()
+        atexit.register(self._last)
 
     def step(self, step=None, tokens=None, **numbers):
         if self.broken or not self._is_ours():
             return
+        try:
+            with self.lock:
+                self._step(step, tokens, numbers)
+        except Exception as error:  # the loop that is watched matters more than the watching
+            self._break(error)
+
+    def _step(self, step, tokens, numbers):
         now = time.monotonic()
-        with self.lock:
-            first = self.steps == 0
-            self.steps = self.steps + 1 if step is None else int(step)
-            if tokens:
-                self.tokens += int(tokens)
-            validates = any(name.startswith("val_") for name in numbers)
-            if not (first or validates or now - self.written_at >= EVERY_S):
-                return
-            self.written_at = now
-            try:
-                self._write(now, numbers)
-            except Exception as error:  # the loop that is watched matters more than the watching
-                self.broken = True
-                print("lab_watch: no more metrics: %s" % error, file=sys.stderr)
+        first = self.steps == 0
+        told = None if step is None else self._whole("step", step)
+        self.steps = self.steps + 1 if told is None else told
+        if tokens is not None:
+            self.tokens += self._whole("tokens", tokens) or 0
+        validates = any(name.startswith("val_") for name in numbers)
+        if first or validates or now - self.written_at >= EVERY_S:
+            self._write(now, numbers)
+        else:
+            self.pending = now, {name: _alone(value) for name, value in numbers.items()}
+
+    def _last(self):
+        """The newest numbers of a script that ends, if no line was due for them: what it died of may be among them."""
+        if self.broken or self.pending is None or os.getpid() != self.pid:
+            return
+        try:
+            with self.lock:
+                self._write(*self.pending)
+        except Exception as error:
+            self._break(error)
+
+    def _break(self, error):
+        self.broken = True
+        self._warn("no more metrics: %s" % error)
+
+    def _warn(self, text):
+        if not self.warned:
+            print("lab_watch: %s" % text, file=sys.stderr)
+        self.warned = True
 
     def _is_ours(self):
         """Whether this process makes the steps: a fork made later (a loader's worker) does not."""
@@ -67,7 +93,25 @@ class _Watch:
         self.pid, self.lock = pid, threading.Lock()
         return True
 
+    def _number(self, name, value):
+        """A float, of a tensor or an array of one value too (NaN stays, to be seen); None for anything else."""
+        if value is None or isinstance(value, (str, bytes)):
+            return None
+        try:
+            return float(value)
+        except Exception as error:  # libraries have exceptions of their own for what is no number
+            self._warn("%s is left out: %s" % (name, error))
+            return None
+
+    def _whole(self, name, value):
+        """An int, None for what is no finite number."""
+        number = self._number(name, value)
+        if number is None or number != number or abs(number) == float("inf"):
+            return None
+        return int(number)
+
     def _write(self, now, numbers):
+        self.written_at, self.pending = now, None
         steps, tokens, moment = self.reported
         self.reported = (self.steps, self.tokens, now)
         record = {
@@ -76,7 +120,7 @@ class _Watch:
             "elapsed_s": round(now - self.started, 3),
         }
         for name, value in numbers.items():
-            number = _number(value)
+            number = self._number(name, value)
             if number is not None:
                 record[name] = number
         if self.tokens:
@@ -86,21 +130,16 @@ class _Watch:
             if self.tokens > tokens:
                 record["tokens_per_s"] = round((self.tokens - tokens) / (now - moment), 1)
         record["memory_bytes"] = memory_bytes()
-        if self.joules is not None:
-            joules = energy_joules()
-            if joules is not None and joules >= self.joules:
-                record["joules"] = round(joules - self.joules, 1)
+        joules = self.energy.joules()
+        if joules is not None:
+            record["joules"] = round(joules, 1)
         _append(self.file, {name: value for name, value in record.items() if value is not None})
 
 
-def _number(value):
-    """A float, of a tensor or an array of one value too (NaN stays, to be seen); None for anything else."""
-    if value is None or isinstance(value, (str, bytes)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+def _alone(value):
+    """A tensor without the graph that holds what made it."""
+    torch = sys.modules.get("torch")
+    return value.detach() if torch is not None and isinstance(value, torch.Tensor) else value
 
 
 def _append(path, record):
@@ -129,18 +168,39 @@ def memory_bytes():
         return None
 
 
-def energy_joules(root=RAPL):
-    """Energy the processors have used since some moment, by their counters (RAPL); None where they cannot be read."""
-    total, found = 0.0, False
-    try:
-        zones = [name for name in os.listdir(root) if name.count(":") == 1]
-        for zone in zones:
-            with open(os.path.join(root, zone, "energy_uj")) as file:
-                total += int(file.read()) / 1e6
-                found = True
-    except (OSError, ValueError):
-        return None
-    return total if found else None
+class Energy:
+    """Joules the processors have used since this was made, by their counters (RAPL), which begin anew now and then."""
+
+    def __init__(self, root=RAPL):
+        self.total = 0
+        self.zones = {}  # folder of a whole processor: microjoules when it was last read
+        try:
+            for name in os.listdir(root):
+                folder = os.path.join(root, name)
+                # beside them are parts of a processor (intel-rapl:0:0), the whole machine (psys), and processors once
+                # more by another interface (intel-rapl-mmio:0)
+                if name.startswith("intel-rapl:") and _line(folder, "name").startswith("package"):
+                    self.zones[folder] = int(_line(folder, "energy_uj"))
+        except (OSError, ValueError):
+            self.zones = {}
+
+    def joules(self):
+        """None where the counters cannot be read."""
+        try:
+            for folder, before in self.zones.items():
+                now = int(_line(folder, "energy_uj"))
+                self.total += now - before
+                if now < before:
+                    self.total += int(_line(folder, "max_energy_range_uj"))
+                self.zones[folder] = now
+        except (OSError, ValueError):
+            return None
+        return self.total / 1e6 if self.zones else None
+
+
+def _line(folder, name):
+    with open(os.path.join(folder, name)) as file:
+        return file.read().strip()
 
 
 def _nothing(step=None, tokens=None, **numbers):
