@@ -14,13 +14,14 @@ from rag.index.generation import Generations
 from rag.index.store import Narrowing, Passage, Range, Store
 from rag.query import DEEPEST, Query, ranges, seconds
 from rag.quote import quote
-from rag.ranking import Ranked, Wording, rank
+from rag.ranking import STEADY, Ranked, Wording, deepened, rank
 from rag.records import Hit, SearchPage
 from workspace.errors import Unavailable
 
 PER_DOCUMENT = 2
 SAME = 0.8  # share of common five-word runs from which two passages count as the same
 NEAREST = 3  # titles named when nothing is relevant
+BARREN = 30  # passages without evidence, after which none is looked for in the depth
 RESULTS = {"run", "experiment"}  # each is found by itself, however alike their words are
 AT_ONCE = 8  # passages fetched beyond those asked for: some are folded or no evidence
 Embed = Callable[[str], list[float]]
@@ -111,7 +112,7 @@ def search(
     ranked = rank(wordings, stores, narrowing, floor)
     if reranker is not None:
         ranked = _reranked(query.text, ranked, stores, reranker)
-    found = _Gatherer(query, stores, ranked, floor)
+    found = _Gatherer(query, stores, narrowing, ranked, floor)
     kept = found.gather(query.offset + query.limit + 1)
     shown = kept[query.offset : query.offset + query.limit]
     end = query.offset + len(shown)
@@ -144,15 +145,17 @@ def _reranked(text: str, ranked: Ranked, stores: Stores, reranker: Reranker) -> 
 class _Gatherer:
     """Walks down the ranking and keeps what should be shown."""
 
-    def __init__(self, query: Query, stores: Stores, ranked: Ranked, floor: float) -> None:
+    def __init__(self, query: Query, stores: Stores, narrowing: Narrowing, ranked: Ranked, floor: float) -> None:
         self.query = query
         self.stores = stores
+        self.narrowing = narrowing
         self.ranked = ranked
         self.floor = floor
         self.tokens = stores.new.tokens
         self.wordings = [self._words(text) for text in (query.text, *query.variants)]
         self.wanted = frozenset(token for words in self.wordings for token in words)
         self.weak: list[_Found] = []
+        self.barren = 0  # passages without evidence since the last one with it
 
     def _words(self, text: str) -> dict[int, str]:
         """The tokens of a wording, each with the word it came from."""
@@ -165,10 +168,12 @@ class _Gatherer:
     def gather(self, wanted: int) -> list[_Found]:
         kept: list[_Found] = []
         per_document: dict[str, int] = {}
-        for one in self._candidates(self.ranked.order, wanted + AT_ONCE):
+        for one in self._candidates(wanted + AT_ONCE):
             if not one.is_evidence(self.floor):
                 self.weak.append(one)
+                self.barren += 1
                 continue
+            self.barren = 0
             twin = next((other for other in kept if _alike(one, other)), None)
             if twin is not None:
                 if one.passage.document not in (twin.passage.document, *twin.also):
@@ -182,7 +187,18 @@ class _Gatherer:
             kept.append(one)
         return kept
 
-    def _candidates(self, order: Sequence[str], at_once: int) -> Iterator[_Found]:
+    def _candidates(self, at_once: int) -> Iterator[_Found]:
+        """Down the ranking; beyond its first part only as long as there is evidence now and then."""
+        yield from self._those(self.ranked.order[:STEADY], at_once)
+        if self.barren >= BARREN:
+            return
+        self.ranked = deepened(self.ranked, self.stores, self.narrowing)
+        for one in self._those(self.ranked.order[STEADY:], at_once):
+            yield one
+            if self.barren >= BARREN:
+                return
+
+    def _those(self, order: Sequence[str], at_once: int) -> Iterator[_Found]:
         for begin in range(0, len(order), at_once):
             names = order[begin : begin + at_once]
             passages = self.stores.passages(names)

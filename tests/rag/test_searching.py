@@ -12,7 +12,7 @@ from rag.engine import Engine
 from rag.index.catalogue import Entry
 from rag.index.store import Narrowing
 from rag.query import check
-from rag.ranking import Wording, join, rank, reciprocal_ranks, scaled_dense, scaled_words
+from rag.ranking import STEADY, Wording, deepened, join, rank, reciprocal_ranks, scaled_dense, scaled_words
 from workspace.errors import NotFound, Refused
 from workspace.layout import Workspace
 
@@ -66,6 +66,50 @@ def test_dates_at_the_end_of_time() -> None:
     assert check("x", since="9999", until="9999-12-31").until == "9999-12-31"
     with pytest.raises(Refused, match="is not a date"):
         check("x", since="0000")
+
+
+class Deep:
+    """A store of 500 passages: by words in their order, by meaning too but for the first hundred, which it has last."""
+
+    names = [f"p{n:03d}" for n in range(500)]
+
+    def dense(self, vector: object, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
+        order = self.names[100:] + self.names[:100]
+        return [(name, 0.9 - n / 1000) for n, name in enumerate(order)][:limit]
+
+    def words(self, query: str, limit: int, narrowing: Narrowing) -> list[tuple[str, float]]:
+        return [(name, 30.0 - n / 20) for n, name in enumerate(self.names)][:limit]
+
+    def vectors(self, ids: object) -> dict[str, list[float]]:
+        return {}
+
+
+def test_far_down_what_both_rankings_hold_comes_before_what_one_holds() -> None:
+    store = Deep()
+    ranked = rank([Wording("otters", [1.0, 0.0])], store, Narrowing(), 0.3)
+    whole = deepened(ranked, store, Narrowing())
+    assert whole.order[:STEADY] == ranked.order[:STEADY] and sorted(whole.order) == Deep.names
+    place = {name: n for n, name in enumerate(whole.order)}
+    assert place["p180"] < place["p099"], (
+        "181st and 81st, against one that is 100th in one ranking and far down in the other"
+    )
+    scores = [whole.scores[name] for name in whole.order]
+    assert scores == sorted(scores, reverse=True) and scores[-1] > 0
+
+
+def test_every_hit_is_on_one_page(engine: Engine) -> None:
+    for n in range(120):
+        engine.add(Entry(f"run-{n:04d}", "run", f"Run {n}", f"r{n}", "", body=f"Aardwolf run number {n} of the night."))
+    assert engine.indexer.wait_idle(120)
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = engine.search(check("aardwolf", limit=17, cursor=cursor, kinds=["run"]))
+        found += [hit.id for hit in page.hits]
+        if page.next_cursor is None:
+            break
+        cursor = page.next_cursor
+    assert len(found) == len(set(found)) == 120
 
 
 def test_conditions_on_campaign_and_metrics(results: Engine) -> None:
