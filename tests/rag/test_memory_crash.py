@@ -20,6 +20,7 @@ from lab_mcp import initialise
 from rag.client import Memory
 from rag.embedding.embedder import PACKAGED_MODEL, Embedder
 from rag.engine import Engine
+from rag.index.catalogue import DEADLY
 from rag.query import check
 from workspace.layout import Workspace
 from workspace.settings import Settings
@@ -41,7 +42,11 @@ def crash_while_indexing(workspace: Workspace, rounds: int, seed: int) -> None:
             time.sleep(chance.random() * 0.4)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(memory.worker_pid or 0, signal.SIGKILL)
-        assert memory.index(wait_s=120).state == "done"
+        report = memory.index(wait_s=120)
+        if report.failed:  # in hand through five kills in a row: listed with that reason, read when asked again
+            assert {problem.reason for problem in report.failed} == {DEADLY}
+            report = memory.index(wait_s=120)
+        assert (report.state, report.failed) == ("done", [])
     finally:
         memory.close()
 
