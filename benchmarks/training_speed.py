@@ -34,7 +34,7 @@ from training.config import TrainingConfig, apply
 from training.hardware.backend import choose
 from training.hardware.compiler import compile_obstacle
 from training.model import build_model
-from training.optim import build_optimizer, set_rates
+from training.optim import build_optimizer, set_dtype, set_rates
 from training.schedule import rates
 from workspace import durable
 
@@ -95,6 +95,7 @@ def ours(config: TrainingConfig, *, compiled: bool, low: bool) -> Contestant:
     torch.manual_seed(0)
     model: Any = build_model(config)
     optimizer = build_optimizer(model, config)
+    set_dtype(optimizer, "bfloat16" if low else "float32")  # as the trainer does
     set_rates(optimizer, rates(config, 0.1))
     loss = torch.compile(model.loss) if compiled else model.loss
     return Contestant(model, optimizer, loss, _bfloat16 if low else nullcontext)
