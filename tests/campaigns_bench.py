@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def outcome(bench: CampaignBench) -> dict[str, Any]:
         "runs": len(bench.runs.keys),
         "rows": [{k: v for k, v in row.items() if k in ("val_bpb", "status", "verdict", "effect", "change")}
                  for row in rows],
-        "campaign": (view.state, view.why, view.counts, view.spent.runs, view.audit),
+        "campaign": (view.state, view.why, view.counts, view.spent.runs, re.sub(r"exp-\d+", "exp", view.audit or "")),
         "steps": [step.name for step in bench.campaigns.get("camp-0001").steps],
         "told": (bench.posted("campaign.changed"), bench.posted("experiment.ended")),
     }  # fmt: skip
