@@ -282,7 +282,7 @@ def measure_parts(workspace: Workspace) -> dict[str, dict[str, float]]:
             if n == 10:
                 seconds.clear()
             asked = check(question(next(NUMBERS)), limit=6)
-            with timed("of it, in memory's process, all of it"):
+            with timed("a warm search inside memory's process, all of it"):
                 engine.search(asked)
             text = question(next(NUMBERS))
             with timed("the query's vector"):

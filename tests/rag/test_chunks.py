@@ -127,7 +127,7 @@ def test_sentences_end_where_sentences_end() -> None:
     assert re.sub(r"\s", "", source) == re.sub(r"\s", "", "".join(spans))
 
 
-def test_a_quote_names_the_page_it_stands_on_and_where(tmp_path: Path) -> None:
+def test_a_quote_names_the_page_it_stands_on_and_where() -> None:
     blocks = [
         Block("The first page ends with a marmot. " * 9, "S", 1, 0),
         Block("An ibex comes on the next page.", "S", 2, 0),
