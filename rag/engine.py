@@ -39,6 +39,7 @@ LOOK_S = 10.0  # an answer waits so long for the looking, whatever it was told a
 FRESH_S = 6.0  # the very first search of a new workspace waits so long for the starter shelf
 SHOWN = "shown"  # among rankings: what is left after the floor and the folding of near-duplicates
 KEPT_VECTORS = 256  # of queries
+SETTLE_AFTER_S = 3.0  # after the embedder is there: the first search comes first
 SLOW_LOAD_S = 1.5  # a search waits so long for the embedder, then answers by words
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Engine:
         self._embedder: Embedder | None = None
         self._embedder_error: Exception | None = None
         self._loaded = threading.Event()
+        self._closing = threading.Event()
         self._vector = functools.lru_cache(KEPT_VECTORS)(self._embedded)  # the next page asks for the same again
         self._reranker_name = reranker
         self._reranker: Reranker | None = None
@@ -99,11 +101,13 @@ class Engine:
     def _load_embedder(self) -> None:
         try:
             self._embedder = self._load()
-            self._embedder.embed(["warm"])
+            self._embedder.embed_query("warm")
         except Exception as error:  # told to whoever needs the embedder
             log.exception("the embedder cannot be loaded")
             self._embedder_error = error
         self._loaded.set()
+        if self._embedder is not None and not self._closing.wait(SETTLE_AFTER_S):
+            self._embedder.settle()
 
     def _load_reranker(self) -> None:
         try:
@@ -113,7 +117,7 @@ class Engine:
             self._reranker_error = str(error)[:300]
 
     def _embedded(self, text: str) -> list[float]:
-        vector: list[float] = self._wait_for_embedder().embed([text])[0].tolist()
+        vector: list[float] = self._wait_for_embedder().embed_query(text).tolist()
         return vector
 
     def _wait_for_embedder(self) -> Embedder:
@@ -320,6 +324,7 @@ class Engine:
     def close(self, timeout_s: float = 3.0) -> bool:
         """Finish the batch in hand and close the index; False when that took too long and it stays open."""
         deadline = time.monotonic() + timeout_s
+        self._closing.set()
         self._scanner.stop()
         stopped = self.indexer.stop(timeout_s)
         if not self._scanner.wait_stopped(max(0.0, deadline - time.monotonic())) or not stopped:

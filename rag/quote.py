@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rag.documents.chunks import sentence_spans
 
 LONGEST = 400  # characters
-Tokens = Callable[[str], list[int]]
+Tokens = Callable[[str], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def quote(text: str, wanted: frozenset[int], tokens: Tokens) -> Quote:
     spans = list(sentence_spans(text))
     if not spans:
         return Quote("", 0, 0)
-    scores = [len(wanted & frozenset(tokens(text[start:end]))) for start, end in spans]
+    scores = [len(wanted.intersection(tokens(text[start:end]))) for start, end in spans]
     first = last = max(range(len(spans)), key=lambda n: (scores[n], -n))
     start, end = spans[first]
     if end - start > LONGEST:
@@ -50,7 +50,7 @@ def quote(text: str, wanted: frozenset[int], tokens: Tokens) -> Quote:
 def _around(text: str, start: int, end: int, wanted: frozenset[int], tokens: Tokens) -> Quote:
     """Part of a sentence too long to quote whole, from a little before the first wanted word."""
     words = list(re.compile(r"\S+").finditer(text, start, end))
-    hit = next((n for n, word in enumerate(words) if wanted & frozenset(tokens(word.group()))), 0)
+    hit = next((n for n, word in enumerate(words) if not wanted.isdisjoint(tokens(word.group()))), 0)
     begin = max(0, hit - 12)
     before = "… " if begin else ""
     whole = before + " ".join(word.group() for word in words[begin:])

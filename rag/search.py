@@ -40,7 +40,7 @@ class _Found:
     also: list[str] = field(default_factory=list)
 
     @cached_property
-    def shingles(self) -> frozenset[int]:
+    def shingles(self) -> frozenset[tuple[str, ...]]:
         return _shingles(self.passage.text)
 
     def is_evidence(self, floor: float) -> bool:
@@ -252,9 +252,10 @@ class _Gatherer:
         )
 
 
-def _shingles(text: str) -> frozenset[int]:
+def _shingles(text: str) -> frozenset[tuple[str, ...]]:
+    """Its runs of five words, or the whole of a shorter text."""
     words = re.findall(r"\w+", text.lower())
-    return frozenset(hash(tuple(words[n : n + 5])) for n in range(max(1, len(words) - 4)))
+    return frozenset(zip(*(words[n:] for n in range(5)), strict=False)) or frozenset([tuple(words)])
 
 
 def _alike(one: _Found, other: _Found) -> bool:
@@ -265,6 +266,6 @@ def _alike(one: _Found, other: _Found) -> bool:
     return _same(one.shingles, other.shingles)
 
 
-def _same(one: frozenset[int], other: frozenset[int]) -> bool:
+def _same(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> bool:
     common = len(one & other)
     return common >= SAME * max(1, min(len(one), len(other))) and common >= 0.5 * max(len(one), len(other))

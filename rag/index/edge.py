@@ -128,9 +128,9 @@ class EdgeStore:
         with self._reads() as shard:
             return shard.vectors(ids)
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> Sequence[int]:
         """The ids of the words of `text` as BM25 counts them: stemmed, without stop words."""
-        return self._words.query(text)[0]
+        return self._words.tokens(text)
 
     def count(self) -> int:
         with self._reads() as shard:

@@ -223,9 +223,9 @@ class QdrantStore:
             return []
         return self._call(lambda client: list(client.retrieve(self.collection, list(ids), **what)), READ_WAITS_S)
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> Sequence[int]:
         """The ids of the words of `text` as BM25 counts them."""
-        return self._words.query(text)[0]
+        return self._words.tokens(text)
 
     def count(self) -> int:
         return self._call(lambda client: int(client.count(self.collection, exact=True).count), READ_WAITS_S)

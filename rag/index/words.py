@@ -11,9 +11,11 @@ import functools
 import re
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import Protocol
 
 K, B, AVERAGE_TOKENS = 1.2, 0.75, 100.0
+KEPT_WORDS, LONGEST_WORD = 20_000, 24  # whose ids are remembered: cutting quotes asks word by word; characters
 Sparse = tuple[list[int], list[float]]  # word ids and weights
 STOP_WORDS = frozenset(
     "a an and are as at be but by for from has have if in into is it its no not of on or that the their then there "
@@ -28,6 +30,7 @@ class Words(Protocol):
 
     def document(self, text: str) -> Sparse: ...
     def query(self, text: str) -> Sparse: ...
+    def tokens(self, text: str) -> Sequence[int]: ...  # word ids
 
 
 @functools.cache
@@ -48,6 +51,7 @@ class StemmedWords:
         import qdrant_edge as edge
 
         self._model = edge.Bm25(edge.Bm25Config(k=K, b=B, avg_len=AVERAGE_TOKENS))
+        self._of_word = functools.lru_cache(KEPT_WORDS)(lambda word: tuple(self.query(word)[0]))
 
     def document(self, text: str) -> Sparse:
         vector = self._model.embed_document(text)
@@ -56,6 +60,9 @@ class StemmedWords:
     def query(self, text: str) -> Sparse:
         vector = self._model.embed_query(text)
         return list(vector.indices), list(vector.values)
+
+    def tokens(self, text: str) -> Sequence[int]:
+        return self.query(text)[0] if len(text) > LONGEST_WORD else self._of_word(text)
 
 
 class PlainWords:
@@ -69,8 +76,11 @@ class PlainWords:
         return list(counts), [n * (K + 1) / (n + K * length) for n in counts.values()]
 
     def query(self, text: str) -> Sparse:
-        ids = list(dict.fromkeys(self._ids(text)))
+        ids = self.tokens(text)
         return ids, [1.0] * len(ids)
+
+    def tokens(self, text: str) -> list[int]:
+        return list(dict.fromkeys(self._ids(text)))
 
     def _ids(self, text: str) -> list[int]:
         found = re.findall(r"[^\W_]+", text.lower())

@@ -55,6 +55,12 @@ class Watched:
         self.before(texts)
         return self._real.embed(texts)
 
+    def embed_query(self, text: str) -> Vectors:
+        return self._real.embed_query(text)
+
+    def settle(self) -> None:
+        self._real.settle()
+
 
 @pytest.fixture
 def watched(embedder: Embedder) -> Watched:
