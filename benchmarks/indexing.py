@@ -46,7 +46,7 @@ KILLS = 50
 RATE_TEXTS = 150  # paragraphs
 RATE_NOTES = 200
 WRONG = ("missing", "too_many", "twice", "miscounted", "stale")
-ROUNDS = 5  # of embedder and indexer, in turn: a shared machine drifts
+ROUNDS = 9  # of embedder and indexer, in turn: a shared machine drifts
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ def measure_searches(folder: Path, model: embedding.Embedder) -> dict[str, dict[
         have = size
         memory = Memory(workspace, Settings())
         time_searches(memory, 10)
+        time.sleep(SETTLED_S)
         results[f"{size:,} passages, before"] = shown(time_searches(memory, SEARCHES))
         memory.close()
         prefill(workspace, model, 20, have, due=True)
@@ -203,7 +204,7 @@ def search_through_bridge(workspace: Workspace, count: int) -> list[float]:
     """Seconds of each search of an assistant: stdio bridge, service, worker, and back."""
     with Conversation(workspace) as lab:
         seconds = []
-        lab.call("rag_search", query="memory is there")
+        assert "partial" not in lab.call("rag_search", query="memory is there")
         time.sleep(SETTLED_S)
         for n in range(count + 10):
             asked = question(next(NUMBERS))
@@ -323,7 +324,7 @@ def measure_calls(workspace: Workspace) -> dict[str, dict[str, float]]:
             return time.perf_counter() - started
 
         lab.call("rag_index", wait_s=60)
-        time.sleep(3)
+        time.sleep(SETTLED_S)
         results["gpu_status, memory idle"] = summary([call() for _ in range(IDLE_CALLS)])
         write_papers(workspace)
         begun = time.monotonic()

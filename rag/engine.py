@@ -66,6 +66,8 @@ class Engine:
         self._embedder: Embedder | None = None
         self._embedder_error: Exception | None = None
         self._loaded = threading.Event()
+        self._settling = threading.Event()  # somebody waits for it, or for the end
+        self._settled = threading.Event()
         self._closing = threading.Event()
         self._vector = functools.lru_cache(KEPT_VECTORS)(self._embedded)  # the next page asks for the same again
         self._reranker_name = reranker
@@ -73,7 +75,8 @@ class Engine:
         self._reranker_error = ""
         self._open = contextlib.ExitStack()
         self._open.enter_context(owner(workspace.index_dir))
-        threading.Thread(target=self._load_embedder, name="embedder", daemon=True).start()
+        self._loading = threading.Thread(target=self._load_embedder, name="embedder", daemon=True)
+        self._loading.start()
         try:
             dimension = self._dimension(model)
             place = place or place_for("", workspace.root.name)
@@ -106,8 +109,12 @@ class Engine:
             log.exception("the embedder cannot be loaded")
             self._embedder_error = error
         self._loaded.set()
-        if self._embedder is not None and not self._closing.wait(SETTLE_AFTER_S):
-            self._embedder.settle()
+        try:
+            self._settling.wait(SETTLE_AFTER_S)
+            if self._embedder is not None and not self._closing.is_set():
+                self._embedder.settle(self._closing)
+        finally:
+            self._settled.set()
 
     def _load_reranker(self) -> None:
         try:
@@ -223,7 +230,8 @@ class Engine:
         """The documents each way of ranking finds for each text, best first, and those a search shows."""
         import statistics  # here, since it would hold up the first search
 
-        self._loaded.wait()
+        self._settling.set()
+        self._settled.wait()  # all are asked for in the same way
         stores = Stores(self.generations)
         embed = self._vector if self._embedder is not None else None
         found: dict[str, list[list[str]]] = {name: [] for name in (*METHODS, SHOWN)}
@@ -325,6 +333,9 @@ class Engine:
         """Finish the batch in hand and close the index; False when that took too long and it stays open."""
         deadline = time.monotonic() + timeout_s
         self._closing.set()
+        self._settling.set()
+        if self._loaded.is_set():
+            self._loading.join(timeout_s)
         self._scanner.stop()
         stopped = self.indexer.stop(timeout_s)
         if not self._scanner.wait_stopped(max(0.0, deadline - time.monotonic())) or not stopped:

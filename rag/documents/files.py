@@ -87,7 +87,8 @@ def read(path: Path, root: Path | None = None, breathe: Callable[[], None] = lam
     `breathe` as in `pdf.read`. Raises `Unreadable` with the reason, OSError when the file is gone.
     """
     for attempt in range(ATTEMPTS):
-        time.sleep(PAUSE_S if attempt else 0.0)
+        if attempt:
+            time.sleep(PAUSE_S)
         before = path.stat()
         try:
             document = _read(path, root or path.parent, breathe)

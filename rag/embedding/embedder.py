@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -30,6 +31,7 @@ TOKENS_AT_ONCE = 256
 USUAL_QUERY = "does a larger learning rate help small models"
 TRIALS, BETWEEN_S = 25, 0.03  # of each form of a query's weights, with pauses for what else goes on
 GAIN = 0.1  # of a query's time, for which 8 bits are worth their rounding
+LEAST_COSINE = 0.99  # of vectors from 8 bits to the exact ones; less is not rounding
 log = logging.getLogger(__name__)
 
 
@@ -43,8 +45,8 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str]) -> Vectors: ...
     def embed_query(self, text: str) -> Vectors: ...
 
-    def settle(self) -> None:
-        """Do what makes queries faster and would have kept the first one waiting."""
+    def settle(self, stop: threading.Event) -> None:
+        """Do what makes queries faster and would have kept the first one waiting, unless `stop` is set."""
 
 
 def load(model: str, cache: Path, *, threads: int | None = None) -> Embedder:
@@ -129,8 +131,12 @@ class OnnxEmbedder:
 
         about = json.dumps([self._config, graph.GRAPH_VERSION, sorted(weights)], sort_keys=True)
         file = self._cache / f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.onnx"
-        if not file.is_file():
-            durable.write_bytes(file, graph.build(self._shape, weights))
+        try:
+            content = file.read_bytes()
+        except OSError:
+            content = graph.build(self._shape, weights)
+            with contextlib.suppress(OSError):  # it is built again the next time
+                durable.write_bytes(file, content)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
@@ -139,13 +145,13 @@ class OnnxEmbedder:
         options.add_session_config_entry("session.force_spinning_stop", "1")  # none between two queries
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
         options.add_external_initializers(list(weights), values)
-        return onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def settle(self) -> None:
-        """Let queries go through weights of 8 bits where this processor is faster with them, which is timed.
+    def settle(self, stop: threading.Event) -> None:
+        """Let queries go through weights of 8 bits where this processor is faster with them, which is tried.
 
-        Those vectors are at a cosine of 0.999 to the exact ones. Passages keep exact vectors: an index is the same
-        wherever it was made. Once only.
+        Those vectors are at a cosine of 0.999 to the exact ones (of a single word 0.996). Passages always get exact
+        vectors. Once only.
         """
         import numpy as np
 
@@ -159,25 +165,35 @@ class OnnxEmbedder:
             rounded = graph.quantized(self._weights)
             rounded = {key: np.require(value, requirements=("C", "A")) for key, value in rounded.items()}
             quick = self._session(rounded, spinning=True)
-            exact_s, quick_s = self._compared(self._query, quick)
+            exact_s, quick_s = self._compared(stop, self._query, quick)
+            cosine = self._likeness(self._query, quick)
         except Exception:  # onnxruntime raises nothing more special; queries go on as they were
             log.warning("queries stay with weights of 32 bits", exc_info=True)
             return
-        log.info("a query's vector takes %.2f ms, with weights of 8 bits %.2f ms", exact_s * 1000, quick_s * 1000)
-        if quick_s < (1 - GAIN) * exact_s:
+        times = f"{exact_s * 1000:.2f} ms, with weights of 8 bits {quick_s * 1000:.2f} ms"
+        log.info("a query's vector takes %s, at a cosine of %.4f", times, cosine)
+        if quick_s < (1 - GAIN) * exact_s and cosine > LEAST_COSINE:  # a kernel that is wrong may well be fast
             self._rounded = rounded
             self._query, self.engine = quick, "onnxruntime, queries with 8-bit weights"
 
-    def _compared(self, *sessions: Any) -> list[float]:
+    def _compared(self, stop: threading.Event, *sessions: Any) -> list[float]:
         """The least seconds each takes for a usual query, tried in turn: searches and training may be under way."""
-        trials = [[self._timed(session) for session in sessions] for _ in range(TRIALS)]
-        return [min(seconds) for seconds in zip(*trials, strict=True)]
+        trials: list[list[float]] = []
+        while len(trials) < TRIALS and not stop.is_set():
+            trials.append([self._timed(stop, session) for session in sessions])
+        return [min(seconds, default=0.0) for seconds in zip(*trials, strict=True)] or [0.0] * len(sessions)
 
-    def _timed(self, session: Any) -> float:
-        time.sleep(BETWEEN_S)
+    def _timed(self, stop: threading.Event, session: Any) -> float:
+        stop.wait(BETWEEN_S)
         started = time.perf_counter()
         self._run(session, [USUAL_QUERY])
         return time.perf_counter() - started
+
+    def _likeness(self, one: Any, other: Any) -> float:
+        """The least cosine between the vectors two sessions give a short text and a long one."""
+        texts = [USUAL_QUERY, " ".join([USUAL_QUERY] * 30)]
+        cosines = (self._run(one, texts) * self._run(other, texts)).sum(axis=1)
+        return float(cosines.min())
 
     def embed_query(self, text: str) -> Vectors:
         vector: Vectors = self._run(self._query, [text])[0]
@@ -269,5 +285,5 @@ class TorchEmbedder:
         vector: Vectors = self.embed([text])[0]
         return vector
 
-    def settle(self) -> None:
+    def settle(self, stop: threading.Event) -> None:
         """There is nothing to do."""

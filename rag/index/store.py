@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Passage:
         return mark[1] + offset - mark[0], mark[2]
 
     def payload(self) -> dict[str, Any]:
-        return {**asdict(self), "tags": list(self.tags), "marks": [list(mark) for mark in self.marks]}
+        return {**vars(self), "tags": list(self.tags), "marks": [list(mark) for mark in self.marks]}
 
     @classmethod
     def from_payload(cls, payload: dict[str, Any]) -> Passage:

@@ -1,5 +1,6 @@
 """The real embedder (loaded once), the real index, the real worker. The starter shelf is indexed once and copied."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
@@ -17,7 +18,12 @@ from workspace.settings import Settings
 
 @pytest.fixture(scope="session")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return embedding.load(embedding.PACKAGED_MODEL, tmp_path_factory.mktemp("models"))
+    """With exact weights also for queries, however long its engines live and whatever machine this is."""
+    made = embedding.load(embedding.PACKAGED_MODEL, tmp_path_factory.mktemp("models"))
+    stopped = threading.Event()
+    stopped.set()
+    made.settle(stopped)
+    return made
 
 
 @pytest.fixture(scope="session")

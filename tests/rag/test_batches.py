@@ -35,6 +35,10 @@ class Deadly:
         if any("hemlock" in text for text in texts):
             os._exit(9)
         return np.full((len(texts), 384), 384 ** -0.5, dtype=np.float32)
+    def embed_query(self, text):
+        return self.embed([text])[0]
+    def settle(self, stop):
+        pass
 engine = Engine(Workspace(Path(sys.argv[1])), PACKAGED_MODEL, 0.3, load=Deadly)
 assert engine.indexer.wait_idle(60)
 assert engine.close(10)
@@ -58,8 +62,8 @@ class Watched:
     def embed_query(self, text: str) -> Vectors:
         return self._real.embed_query(text)
 
-    def settle(self) -> None:
-        self._real.settle()
+    def settle(self, stop: threading.Event) -> None:
+        self._real.settle(stop)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class Held:
         vector: Vectors = self.embed([text])[0]
         return vector
 
-    def settle(self) -> None:
+    def settle(self, stop: threading.Event) -> None:
         """It is as fast as it gets."""
 
 
