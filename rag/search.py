@@ -23,7 +23,7 @@ SAME = 0.8  # share of common five-word runs from which two passages count as th
 NEAREST = 3  # titles named when nothing is relevant
 BARREN = 30  # passages without evidence, after which none is looked for in the depth
 RESULTS = {"run", "experiment"}  # each is found by itself, however alike their words are
-AT_ONCE = 8  # passages fetched beyond those asked for: some are folded or no evidence
+AT_ONCE = 4  # passages fetched beyond those asked for: some are folded or no evidence
 Embed = Callable[[str], list[float]]
 
 
