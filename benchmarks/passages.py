@@ -4,7 +4,7 @@ python benchmarks/passages.py [--write] [--sizes 300 1000 ...]
 
 Reads cranfield and pubmedqa of the folder LAB_BENCH_DATA names. Cranfield's documents are taken whole and ranked by
 their best passage. 500 abstracts of PubMedQA are bound into volumes of 20, in which passages may straddle abstracts:
-a question has found its place when more than half of a passage shown lies in its abstract.
+a question has found its place when more than half of a quote shown lies in its abstract.
 """
 
 from __future__ import annotations
