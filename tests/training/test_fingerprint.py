@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,16 @@ def other_value(config: TrainingConfig, key: str) -> dict[str, Any]:
     return {key: choices[0]}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_bfloat16() -> Iterator[None]:
+    """`auto` is float32 here, also on a processor on which bfloat16 pays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.hardware.cpu_precision.bfloat16_pays", lambda *_: (False, "not here"))
+        yield
+
+
 @pytest.fixture(scope="module")
-def base() -> tuple[str, str]:
+def base(without_bfloat16: None) -> tuple[str, str]:
     return hashes(small())
 
 
@@ -106,8 +115,9 @@ def test_settings_the_corpus_does_not_look_at_do_not_count() -> None:
 
 
 def test_auto_is_what_it_resolves_to(base: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.hardware.cpu_precision.bfloat16_pays", lambda *_: (False, "not here"))
-    assert hashes(small(dtype="float32")) == hashes(small())
+    assert hashes(small(dtype="float32")) == base
+    monkeypatch.setattr("training.hardware.cpu_precision.bfloat16_pays", lambda *_: (True, "here"))
+    assert hashes(small(dtype="bfloat16")) == hashes(small()) != base
 
 
 def test_a_recipe_that_renames_nothing_but_comments_is_the_same(base: tuple[str, str], tmp_path: Path) -> None:
