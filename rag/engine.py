@@ -334,12 +334,12 @@ class Engine:
         deadline = time.monotonic() + timeout_s
         self._closing.set()
         self._settling.set()
-        if self._loaded.is_set():
-            self._loading.join(timeout_s)
         self._scanner.stop()
         stopped = self.indexer.stop(timeout_s)
         if not self._scanner.wait_stopped(max(0.0, deadline - time.monotonic())) or not stopped:
             return False
+        if self._loaded.is_set():  # a loader that is not done by now may take long, and touches nothing here
+            self._loading.join(max(0.0, deadline - time.monotonic()))
         self.generations.close()
         self._open.close()
         return True

@@ -27,7 +27,6 @@ from workspace.layout import Workspace
 
 BATCH = 8 * chunks.TARGET  # characters embedded at once; more is no faster on a CPU and makes notes and searches wait
 MOST_AT_ONCE = 64  # passages, however short
-TAKEN_AT_ONCE = 16  # documents asked for in one question
 FLUSH_EVERY_S = 10.0
 IDLE_S = 0.3  # without anything to do for so long: flush
 log = logging.getLogger(__name__)
@@ -156,20 +155,11 @@ class Indexer:
         return batch
 
     def _documents(self, hand: list[_Open], above: int) -> Iterator[_Open]:
-        """Those in hand, then those that may be embedded with them: as urgent, and neither held to be dangerous.
-
-        What changes after it was taken is told by `standing`.
-        """
+        """Those in hand, then those that may be embedded with them: as urgent, and neither held to be dangerous."""
         yield from list(hand)
-        taken: list[Entry] = []
         while not self._stopping.is_set() and not any(one.entry.attempts for one in hand):
-            if not taken:
-                known = [one.entry.id for one in hand]
-                taken = self.generations.building.catalogue.next(TAKEN_AT_ONCE, above=above, without=known)
-            if not taken:
-                return
-            entry = taken.pop(0)
-            if hand and (entry.attempts or entry.priority != hand[0].entry.priority):
+            entry = self.generations.building.catalogue.next(above=above, without=[one.entry.id for one in hand])
+            if entry is None or (hand and (entry.attempts or entry.priority != hand[0].entry.priority)):
                 return
             if entry.state == "removing":
                 self._remove(entry)

@@ -31,7 +31,7 @@ TOKENS_AT_ONCE = 256
 USUAL_QUERY = "does a larger learning rate help small models"
 TRIALS, BETWEEN_S = 25, 0.03  # of each form of a query's weights, with pauses for what else goes on
 GAIN = 0.1  # of a query's time, for which 8 bits are worth their rounding
-LEAST_COSINE = 0.99  # of vectors from 8 bits to the exact ones; less is not rounding
+LEAST_COSINE = 0.998  # of vectors from 8 bits to the exact ones; less is not rounding
 log = logging.getLogger(__name__)
 
 
@@ -158,7 +158,7 @@ class OnnxEmbedder:
         from rag.embedding import graph
 
         with self._making:
-            if self._settled:
+            if self._settled or stop.is_set():
                 return
             self._settled = True
         try:
@@ -166,6 +166,8 @@ class OnnxEmbedder:
             rounded = {key: np.require(value, requirements=("C", "A")) for key, value in rounded.items()}
             quick = self._session(rounded, spinning=True)
             exact_s, quick_s = self._compared(stop, self._query, quick)
+            if stop.is_set():
+                return
             cosine = self._likeness(self._query, quick)
         except Exception:  # onnxruntime raises nothing more special; queries go on as they were
             log.warning("queries stay with weights of 32 bits", exc_info=True)

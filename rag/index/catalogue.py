@@ -148,22 +148,22 @@ class Catalogue:
         asked = f"SELECT id FROM documents WHERE state <> 'removing' AND id IN ({marks})"
         return {row["id"] for row in self._database.query(asked, list(documents))}
 
-    def next(self, count: int, *, above: int = -1, without: Sequence[str] = ()) -> list[Entry]:
-        """The next documents to index or remove, of a priority over `above`; handed-over ones before files.
+    def next(self, *, above: int = -1, without: Sequence[str] = ()) -> Entry | None:
+        """The next document to index or remove, of a priority over `above`; handed-over ones before files.
 
         `without` are the ids of those in hand already.
         """
         marks = ", ".join("?" for _ in without)
-        # of each state the first ones by the index: sorting all that waits would cost more than embedding a short one
+        # of each state the first one by the index: sorting all that waits would cost more than embedding a short one
         first = (
             "SELECT * FROM (SELECT * FROM documents WHERE state = '{}' AND priority > ?"
-            f" AND id NOT IN ({marks}) ORDER BY priority DESC, revision LIMIT ?)"
+            f" AND id NOT IN ({marks}) ORDER BY priority DESC, revision LIMIT 1)"
         )
-        rows = self._database.query(
-            f"{first.format('pending')} UNION ALL {first.format('removing')} ORDER BY priority DESC, revision LIMIT ?",
-            (*(above, *without, count) * 2, count),
+        row = self._database.one(
+            f"{first.format('pending')} UNION ALL {first.format('removing')} ORDER BY priority DESC, revision LIMIT 1",
+            (above, *without) * 2,
         )
-        return [_entry(row) for row in rows]
+        return None if row is None else _entry(row)
 
     def standing(self, entries: Sequence[Entry]) -> set[str]:
         """The ids of those that are still to be indexed as they were when they were taken."""
@@ -178,7 +178,9 @@ class Catalogue:
     def opening(self, entry: Entry) -> bool:
         """Count an attempt at a document; False when the process died at it too often."""
         with self._progress.transaction() as tx:
-            tx.execute("UPDATE documents SET attempts = attempts + 1 WHERE id = ?", (entry.id,))
+            tx.execute(
+                "UPDATE documents SET attempts = attempts + 1 WHERE id = ? AND revision = ?", (entry.id, entry.revision)
+            )
         return entry.attempts < READ_ATTEMPTS
 
     def another_chance(self) -> None:

@@ -1,6 +1,5 @@
 """The real embedder (loaded once), the real index, the real worker. The starter shelf is indexed once and copied."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
@@ -20,9 +19,7 @@ from workspace.settings import Settings
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
     """With exact weights also for queries, however long its engines live and whatever machine this is."""
     made = embedding.load(embedding.PACKAGED_MODEL, tmp_path_factory.mktemp("models"))
-    stopped = threading.Event()
-    stopped.set()
-    made.settle(stopped)
+    made.settle = lambda stop: None  # type: ignore[method-assign]
     return made
 
 

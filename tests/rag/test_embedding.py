@@ -84,6 +84,14 @@ def test_weights_of_8_bits_give_nearly_the_exact_vectors(own: OnnxEmbedder, monk
     assert np.array_equal(own.embed(TEXTS), passages)
 
 
+def test_what_is_stopped_settles_nothing(own: OnnxEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "GAIN", float("-inf"))
+    stop = threading.Event()
+    monkeypatch.setattr(own, "_timed", lambda *_: stop.set() or 0.001)
+    own.settle(stop)
+    assert own.engine == "onnxruntime"
+
+
 @pytest.mark.parametrize(
     ("where", "name", "value"),
     [
@@ -122,7 +130,7 @@ class Recorder:
         self.settled.set()
 
 
-def test_memory_settles_after_its_first_search(
+def test_memory_settles_when_it_has_come_up(
     papers: Workspace, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "SETTLE_AFTER_S", 0.2)
@@ -132,7 +140,10 @@ def test_memory_settles_after_its_first_search(
     assert memory.close(10)
 
 
-def test_memory_that_is_closed_does_not_settle_any_more(papers: Workspace, embedder: Embedder) -> None:
+def test_memory_that_is_closed_does_not_settle_any_more(
+    papers: Workspace, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SETTLE_AFTER_S", 600)
     recorder = Recorder(embedder)
     memory = engine.Engine(papers, embedding.PACKAGED_MODEL, 0.3, load=lambda: recorder)
     memory.search(check("warm-up"))
@@ -140,7 +151,10 @@ def test_memory_that_is_closed_does_not_settle_any_more(papers: Workspace, embed
     assert not recorder.settled.is_set()
 
 
-def test_an_evaluation_asks_after_memory_has_settled(papers: Workspace, embedder: Embedder) -> None:
+def test_an_evaluation_lets_memory_settle_first(
+    papers: Workspace, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SETTLE_AFTER_S", 600)
     recorder = Recorder(embedder)
     memory = engine.Engine(papers, embedding.PACKAGED_MODEL, 0.3, load=lambda: recorder)
     memory.rankings(["warm-up"])

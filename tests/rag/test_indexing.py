@@ -348,9 +348,9 @@ def test_a_document_that_kills_its_reader_is_given_up(engine: Engine, papers: Wo
     engine.add(entry)
     catalogue = engine.generations.building.catalogue
     for _ in range(5):  # five processes that opened it and died
-        waiting = catalogue.next(1)[0]
+        waiting = catalogue.next()
         assert waiting is not None and catalogue.opening(waiting)
-    waiting = catalogue.next(1)[0]
+    waiting = catalogue.next()
     assert waiting is not None and not catalogue.opening(waiting)
 
 
