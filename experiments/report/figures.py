@@ -21,6 +21,7 @@ WIDTH_IN, HEIGHT_IN, DPI = 6.5, 3.9, 300
 BAND_SDS = 2  # the noise band: so many standard deviations of one run to either side
 ROOM = 0.06  # of the axis, beyond the outermost point
 SHOWN_SHARE = 0.95  # of the scores; what lies further out is marked at the edge
+MOST_NAMED = 40  # kept changes, the largest gains: the picture has no room for more names
 # verdict -> word, matplotlib marker, plotly symbol, colour, filled
 LOOK: dict[str, tuple[str, str, str, str, bool]] = {
     "keep": ("kept", "o", "circle", GREEN, True),
@@ -168,6 +169,7 @@ def _split(points: Sequence[Point], low: float, high: float, direction: str) -> 
 
 def _label_keeps(figure: Any, axes: Any, progress: Progress) -> None:
     """Name the kept changes where there is room: the largest gains first, none over a point or another name."""
+    import numpy as np
     from matplotlib.path import Path
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
@@ -176,13 +178,13 @@ def _label_keeps(figure: Any, axes: Any, progress: Progress) -> None:
     low, high = limits(progress)
     scale = figure.dpi / 72
     places = {p.place: axes.transData.transform((p.place, _drawn_at(p, low, high))) for p in progress.points}
-    points = [Bbox.from_extents(x, y, x, y).padded(3 * scale) for x, y in places.values()]
+    spots = np.array(list(places.values())).reshape(-1, 2)
     words: list[Bbox] = []
     leads: list[Path] = []
     frame = axes.get_window_extent(renderer)
     line = Path([axes.transData.transform(corner) for corner in zip(*steps(progress), strict=True)] or [(0, 0)])
     kept = [p for p in progress.points if p.verdict == "keep" and p.score is not None and low <= p.score <= high]
-    for point in sorted(kept, key=lambda p: -(p.effect or 0.0)):
+    for point in sorted(kept, key=lambda p: -(p.effect or 0.0))[:MOST_NAMED]:
         for dx, dy, across in _PLACES:
             text = axes.annotate(
                 point.label, (point.place, point.score), (dx, dy), textcoords="offset points", fontsize=7,
@@ -196,7 +198,9 @@ def _label_keeps(figure: Any, axes: Any, progress: Progress) -> None:
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             crossed = any(lead.intersects_bbox(other) for other in words)
             crossed = crossed or any(other.intersects_bbox(box, filled=False) for other in (line, *leads))
-            if inside and not crossed and not any(box.overlaps(other) for other in (*points, *words)):
+            around = box.padded(3 * scale)
+            covered = bool(((spots > around.min) & (spots < around.max)).all(axis=1).any())
+            if inside and not crossed and not covered and not any(box.overlaps(other) for other in words):
                 words.append(box)
                 leads.append(lead)
                 break

@@ -85,9 +85,8 @@ def section(m: Material) -> list[Block]:
     if categories := _categories(m):
         blocks.append(categories)
     blocks.append(_everything(m))
-    open_ones = [record for record in m.records if record not in m.ended]
-    if open_ones:
-        blocks.append(paragraph(f"{count(len(open_ones), 'experiment')} without a verdict yet: not in these tables."))
+    if open_ones := len(m.records) - len(m.ended):
+        blocks.append(paragraph(f"{count(open_ones, 'experiment')} without a verdict yet: not in these tables."))
     return blocks
 
 
