@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     "evaluation.quick_bytes": 1000,
     "evaluation.quick_count": 1,
     "evaluation.sample_tokens": 4,
+    "dtype": "float32",  # `auto` is what pays on the machine
 }
 
 

@@ -144,7 +144,15 @@ def test_bfloat16_must_pay_and_is_measured_once(
     assert first == choose("cpu").dtype_choice("auto", tmp_path)
     assert first.used == used and "measured" in first.reason
     assert choose("cpu").dtype_that_pays(choose("cpu").dtype_choice("bfloat16"), tmp_path) == used
-    assert len(asked) == 2
+    assert len(asked) == 2 * cpu_precision.ROUNDS
+
+
+def test_a_round_in_which_the_machine_was_busy_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"float32": iter([30.0, 100.0, 95.0, 20.0]), "bfloat16": iter([110.0, 60.0, 40.0, 105.0])}
+    monkeypatch.setattr(cpu_precision, "_bfloat16_units", lambda: "AVX-512 BF16")
+    monkeypatch.setattr(cpu_precision, "_gflops", lambda dtype: next(speeds[dtype]))
+    choice = choose("cpu").dtype_choice("auto")
+    assert choice.used == "float32" and "1.10 times as fast" in choice.reason
 
 
 def test_the_probe_measures_something() -> None:

@@ -32,8 +32,8 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(workspace: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of one process: 2 x 4; of two: 2 x 2 each. Only the order of sums differs, which bfloat16 would show."""
-    config = {"batch__tokens": 512, "dtype": "float32"}
+    """Rows of one process: 2 x 4; of two: 2 x 2 each. Only the order of sums differs."""
+    config = {"batch__tokens": 512}
     alone = run_folder(workspace, small(**config, batch__rows=8), "alone")
     both = run_folder(workspace, small(**config, batch__rows=4, parallel__kind=kind, parallel__processes=2), "both")
     for folder in (alone, both):
@@ -53,7 +53,7 @@ def test_two_processes_train_as_one(workspace: Workspace, kind: str, monkeypatch
 @pytest.mark.slow
 def test_gradients_are_really_averaged(workspace: Workspace) -> None:
     """Without it, the first process would learn from half of the rows and end elsewhere."""
-    one = {"batch__tokens": 512, "dtype": "float32"}
+    one = {"batch__tokens": 512}
     config = one | {"parallel__kind": "ddp", "parallel__processes": 2}
     both = run_folder(workspace, small(batch__rows=8, **config), "both")
     half = run_folder(workspace, small(**one | {"batch__tokens": 256}, batch__rows=8), "half")

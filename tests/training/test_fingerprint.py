@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +53,8 @@ def other_value(config: TrainingConfig, key: str) -> dict[str, Any]:
     return {key: choices[0]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_bfloat16() -> Iterator[None]:
-    """`auto` is float32 here, also on a processor on which bfloat16 pays."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.hardware.cpu_precision.bfloat16_pays", lambda *_: (False, "not here"))
-        yield
-
-
 @pytest.fixture(scope="module")
-def base(without_bfloat16: None) -> tuple[str, str]:
+def base() -> tuple[str, str]:
     return hashes(small())
 
 
@@ -115,9 +106,10 @@ def test_settings_the_corpus_does_not_look_at_do_not_count() -> None:
 
 
 def test_auto_is_what_it_resolves_to(base: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hashes(small(dtype="float32")) == base
-    monkeypatch.setattr("training.hardware.cpu_precision.bfloat16_pays", lambda *_: (True, "here"))
-    assert hashes(small(dtype="bfloat16")) == hashes(small()) != base
+    for pays, used in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr("training.hardware.cpu_precision.bfloat16_pays", lambda *_, pays=pays: (pays, "so"))
+        assert hashes(small(dtype="auto")) == hashes(small(dtype=used))
+    assert hashes(small(dtype="auto")) != base
 
 
 def test_a_recipe_that_renames_nothing_but_comments_is_the_same(base: tuple[str, str], tmp_path: Path) -> None:
@@ -140,8 +132,7 @@ def test_a_recipe_that_changes_the_arithmetic_is_another(base: tuple[str, str], 
 
 
 def test_as_a_process(base: tuple[str, str], tmp_path: Path) -> None:
-    config = small(dtype="float32")  # of `auto` the process would make what pays on this machine
-    (tmp_path / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    (tmp_path / "config.json").write_text(json.dumps(small().model_dump(mode="json")))
     done = subprocess.run(
         module_command("training.fingerprint", tmp_path / "config.json"), capture_output=True, text=True, check=True
     )
