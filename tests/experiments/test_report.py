@@ -51,7 +51,7 @@ def plain(document: Document) -> str:
 
 
 def test_records_are_told_apart_by_their_place_and_never_compared_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with each, that would take ten thousand of them an hour."""
+    """Each with each, the work for ten thousand of them would grow with the square."""
     records = list(night(40))
     records += [record.model_copy(update={"verdict": None, "state": "measuring"}) for record in night(2, first=41)]
 

@@ -33,9 +33,10 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(workspace: Workspace, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of one process: 2 x 4; of two: 2 x 2 each. Only the order of sums differs."""
-    config = {"batch__tokens": 512}
-    alone = run_folder(workspace, small(**config, batch__rows=8), "alone")
-    both = run_folder(workspace, small(**config, batch__rows=4, parallel__kind=kind, parallel__processes=2), "both")
+    alone = run_folder(workspace, small(batch__tokens=512, batch__rows=8), "alone")
+    both = run_folder(
+        workspace, small(batch__tokens=512, batch__rows=4, parallel__kind=kind, parallel__processes=2), "both"
+    )
     for folder in (alone, both):
         done = train(folder)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -53,11 +54,10 @@ def test_two_processes_train_as_one(workspace: Workspace, kind: str, monkeypatch
 @pytest.mark.slow
 def test_gradients_are_really_averaged(workspace: Workspace) -> None:
     """Without it, the first process would learn from half of the rows and end elsewhere."""
-    one = {"batch__tokens": 512}
-    config = one | {"parallel__kind": "ddp", "parallel__processes": 2}
+    config = {"batch__tokens": 512, "parallel__kind": "ddp", "parallel__processes": 2}
     both = run_folder(workspace, small(batch__rows=8, **config), "both")
-    half = run_folder(workspace, small(**one | {"batch__tokens": 256}, batch__rows=8), "half")
-    alone = run_folder(workspace, small(**one, batch__rows=16), "alone")
+    half = run_folder(workspace, small(batch__tokens=256, batch__rows=8), "half")
+    alone = run_folder(workspace, small(batch__tokens=512, batch__rows=16), "alone")
     for folder in (both, half, alone):
         assert train(folder).returncode == 0
     name = "blocks.0.mlp.expand.weight"
