@@ -120,6 +120,24 @@ def test_the_failure_of_one_is_the_failure_of_the_run(workspace: Workspace) -> N
     assert (summary(folder)["state"], summary(folder)["class"]) == ("failed", "nan")
 
 
+@pytest.mark.parametrize("parallel", [{"kind": "none"}, {"kind": "ddp", "processes": 2}], ids=["one", "two"])
+def test_what_aborts_while_the_interpreter_ends_does_not_take_a_finished_run_with_it(
+    workspace: Workspace, parallel: dict[str, Any]
+) -> None:
+    """As gloo's threads do now and then, when one lets go of a tensor in that moment."""
+    (workspace.root / "recipe").mkdir()
+    (workspace.root / "recipe" / "model.py").write_text(
+        "import builtins, os\nfrom training.model import GPT\n"
+        "class Left:\n    def __del__(self, abort=os.abort):\n        abort()\n"
+        "builtins.left = Left()\n"
+        "def build_model(config):\n    return GPT(config)\n"
+    )
+    folder = run_folder(workspace, small(**{f"parallel__{name}": value for name, value in parallel.items()}))
+    done = train(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary(folder)["state"] == "succeeded"
+
+
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(LabError, match=r"cannot be shared by parallel\.processes = 3"):
         small(parallel__kind="ddp", parallel__processes=3)
