@@ -1,7 +1,8 @@
 """The indexing thread: takes pending documents from the catalogue, cuts, embeds and stores their passages.
 
-Passages of several documents are embedded together, so that many short ones cost no more than one long one. A document
-in whose hand the process died is taken alone the next time: what kills a reader is to be known by its name.
+Passages of several documents are embedded together, so that many short ones cost no more than one long one, and while
+one batch is embedded, the one before it is stored and the next is read. A document in whose hand the process died is
+taken alone the next time: what kills a reader is to be known by its name.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rag.documents import chunks, files, text
 from rag.documents.bibliography import Library
-from rag.documents.document import Details, Document, Unreadable, clean
+from rag.documents.document import Block, Details, Document, Unreadable, clean
 from rag.embedding.embedder import Embedder
 from rag.index.catalogue import DEADLY, Entry
 from rag.index.generation import Generations
@@ -24,6 +27,9 @@ from rag.index.store import Passage
 from rag.scan import SHELF_PREFIX, fingerprint, given_by, path_of
 from workspace.errors import LabError
 from workspace.layout import Workspace
+
+if TYPE_CHECKING:
+    from rag.embedding.embedder import Vectors
 
 BATCH = 8 * chunks.TARGET  # characters embedded at once; more is no faster on a CPU and makes notes and searches wait
 MOST_AT_ONCE = 64  # passages, however short
@@ -59,8 +65,34 @@ class _Open:
         return passage
 
 
+@dataclass
+class _Batch:
+    """Passages that are embedded together, and the documents that are complete with them."""
+
+    passages: list[tuple[_Open, Passage]] = field(default_factory=list)
+    ends: list[_Open] = field(default_factory=list)
+    length: int = 0  # characters
+
+    @property
+    def full(self) -> bool:
+        return len(self.passages) >= MOST_AT_ONCE or self.length >= BATCH
+
+    def fill(self, one: _Open) -> None:
+        """With what there is of a document, as far as there is room."""
+        before = one.taken
+        while one.ahead is not None and not self.full:
+            self.length += len(one.ahead.text)
+            self.passages.append((one, one.take()))
+        if one.ahead is None and one.taken > before:
+            self.ends.append(one)
+
+    def drop(self, one: _Open) -> None:
+        self.passages = [(other, passage) for other, passage in self.passages if other is not one]
+        self.length = sum(len(passage.text) for _, passage in self.passages)
+
+
 class Indexer:
-    """Runs until `stop`. `changed` is called after each document; errors of one document never stop the others."""
+    """Runs until `stop`; errors of one document never stop the others."""
 
     def __init__(self, workspace: Workspace, generations: Generations, embedder: Callable[[], Embedder]) -> None:
         self.workspace = workspace
@@ -118,48 +150,56 @@ class Indexer:
     def _round(self, above: int = -1) -> bool:
         """Take documents in hand, as many as make a batch, until none is left over; False when nothing is pending."""
         hand: list[_Open] = []
-        before, found = self.current, False
+        before = self.current
         try:
-            while batch := self._gather(hand, above):
-                found = True
-                priority = hand[0].entry.priority
-                self.current = hand[0].entry.source
-                self._store(hand, batch)
-                self.error = ""
-                self._told()
-                if self._stopping.is_set() or not hand:
-                    break
-                self._urgent(priority)
+            with ThreadPoolExecutor(1, thread_name_prefix="embedding") as beside:
+                batch = self._gather(hand, above)
+                found = bool(batch.passages)
+                vectors = self._embedded(batch, beside)
+                while vectors is not None:
+                    ahead = self._gather(hand, above)
+                    made = vectors.result()
+                    first = batch.passages[0][0].entry
+                    self._urgent(first.priority)
+                    vectors = None if self._stopping.is_set() else self._embedded(ahead, beside)
+                    self.current = first.source
+                    self._store(hand, batch, made)
+                    self.error = ""
+                    self._told()
+                    batch = ahead
         finally:
             self.current = before
             if hand:
                 self.generations.building.catalogue.put_back(one.entry for one in hand)
         return found
 
-    def _gather(self, hand: list[_Open], above: int) -> list[tuple[_Open, Passage]]:
+    def _embedded(self, batch: _Batch, beside: ThreadPoolExecutor) -> Future[Vectors] | None:
+        """Begun beside this thread; None for nothing."""
+        texts = [passage.searchable for _, passage in batch.passages]
+        return beside.submit(lambda: self._embedder().embed(texts)) if texts else None
+
+    def _gather(self, hand: list[_Open], above: int) -> _Batch:
         """The next batch, of the documents in hand and of others that are taken until it is full."""
-        batch: list[tuple[_Open, Passage]] = []
-        room = BATCH
+        batch = _Batch()
         for one in self._documents(hand, above):
             try:
-                while one.ahead is not None and room > 0 and len(batch) < MOST_AT_ONCE:
-                    batch.append((one, one.take()))
-                    room -= len(batch[-1][1].text)
+                batch.fill(one)
             except Exception as error:  # noqa: BLE001  cutting this one failed, not the others
                 hand.remove(one)
-                room += sum(len(passage.text) for other, passage in batch if other is one)
-                batch = [(other, passage) for other, passage in batch if other is not one]
+                batch.drop(one)
                 self._unreadable(one.entry, error)
-            if room <= 0 or len(batch) >= MOST_AT_ONCE:
+            if batch.full:
                 break
         return batch
 
     def _documents(self, hand: list[_Open], above: int) -> Iterator[_Open]:
-        """Those in hand, then those that may be embedded with them: as urgent, and neither held to be dangerous."""
+        """Those in hand, then those that may be embedded with them: as urgent, and none held to be dangerous. One that
+        changed while it is in hand has to leave it first."""
         yield from list(hand)
         while not self._stopping.is_set() and not any(one.entry.attempts for one in hand):
-            entry = self.generations.building.catalogue.next(above=above, without=[one.entry.id for one in hand])
-            if entry is None or (hand and (entry.attempts or entry.priority != hand[0].entry.priority)):
+            after = hand[-1].entry if hand else None
+            entry = self.generations.building.catalogue.next(above=above, after=after)
+            if entry is None or (hand and (entry.attempts or entry.id in [one.entry.id for one in hand])):
                 return
             if entry.state == "removing":
                 self._remove(entry)
@@ -170,21 +210,20 @@ class Indexer:
                 hand.append(one)
                 yield one
 
-    def _store(self, hand: list[_Open], batch: list[tuple[_Open, Passage]]) -> None:
-        """Embed and store a batch; what is complete with it leaves the hand, and what changed meanwhile, too."""
+    def _store(self, hand: list[_Open], batch: _Batch, vectors: Vectors) -> None:
+        """What is complete with a batch leaves the hand, and what changed since it was taken, too."""
         building = self.generations.building
         standing = building.catalogue.standing([one.entry for one in hand])
         hand[:] = [one for one in hand if one.entry.id in standing]
-        passages = [passage for one, passage in batch if one in hand]
-        if not passages:
-            return
-        building.store.upsert(passages, self._embedder().embed([passage.searchable for passage in passages]))
-        self._dirty = True
-        complete = [one for one in hand if one.ahead is None]
+        rows = [row for row, (one, _) in enumerate(batch.passages) if one in hand]
+        if rows:
+            building.store.upsert([batch.passages[row][1] for row in rows], vectors[rows])
+            self._dirty = True
+        complete = [one for one in batch.ends if one in hand]
         for one in complete:
             building.store.delete(one.entry.id, from_number=one.taken)
         building.catalogue.written_all((one.entry, one.taken, one.abstract) for one in complete)
-        hand[:] = [one for one in hand if one.ahead is not None]
+        hand[:] = [one for one in hand if one not in complete]
 
     def _told(self) -> None:
         """After each step: whoever waits for the end looks again, and the disk gets what is due."""
@@ -224,7 +263,8 @@ class Indexer:
                 raise Unreadable(DEADLY)
             document = self._read(entry)
             entry, abstract = self._joined(entry, document.details)
-            passages = self._passages(entry, document)
+            details = self._complete(entry, document.details)
+            passages = _passages(entry, details, document.blocks)
             first = next(passages, None)
             if first is None:
                 raise Unreadable("it holds no text")
@@ -234,7 +274,6 @@ class Indexer:
         except Exception as error:  # noqa: BLE001  a parser's own failure is this document's, not the others'
             self._unreadable(entry, error)
             return None
-        details = self._complete(entry, document.details)
         entry = replace(entry, title=details.title, date=details.date, tags=details.tags)
         return _Open(entry, abstract, passages, first)
 
@@ -283,24 +322,24 @@ class Indexer:
         title = Path(entry.path.removeprefix("shelf:")).stem.replace("_", " ")
         return given.over(found).over(Details(title=title))
 
-    def _passages(self, entry: Entry, document: Document) -> Iterator[Passage]:
-        details = self._complete(entry, document.details)
-        source = entry.source
-        worth = (chunk for chunk in chunks.cut(document.blocks) if _has_words(chunk.text))
-        for number, chunk in enumerate(worth):
-            yield Passage(
-                *(entry.id, number, entry.kind, details.title, source, chunk.section, chunk.text, entry.hash),
-                date=details.date,
-                time=start_of(details.date),
-                tags=details.tags,
-                page=chunk.pages[0] if chunk.pages else None,
-                page_end=chunk.pages[1] if chunk.pages else None,
-                start=chunk.start,
-                end=chunk.end,
-                marks=chunk.marks,
-                campaign=str(entry.details.get("campaign") or ""),
-                metrics=dict(entry.details.get("metrics") or {}),
-            )
+
+def _passages(entry: Entry, details: Details, blocks: Iterable[Block]) -> Iterator[Passage]:
+    moment = start_of(details.date)
+    worth = (chunk for chunk in chunks.cut(blocks) if _has_words(chunk.text))
+    for number, chunk in enumerate(worth):
+        yield Passage(
+            *(entry.id, number, entry.kind, details.title, entry.source, chunk.section, chunk.text, entry.hash),
+            date=details.date,
+            time=moment,
+            tags=details.tags,
+            page=chunk.pages[0] if chunk.pages else None,
+            page_end=chunk.pages[1] if chunk.pages else None,
+            start=chunk.start,
+            end=chunk.end,
+            marks=chunk.marks,
+            campaign=str(entry.details.get("campaign") or ""),
+            metrics=dict(entry.details.get("metrics") or {}),
+        )
 
 
 def _has_words(text: str) -> bool:

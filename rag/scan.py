@@ -23,6 +23,7 @@ from workspace.layout import Workspace
 SHELF = Path(__file__).resolve().parent / "shelf"
 SHELF_PREFIX = "shelf:"
 AT_ONCE, AT_ONCE_S = 200, 0.5  # files written down in one transaction, each of which waits for the disk; seconds apart
+FIRST_AT_ONCE = 25  # so that reading begins at once; then twice as many each time
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Scan:
         self._new: list[tuple[FileRow, Entry | None]] = []  # not yet in the catalogue
         self._fresh: dict[str, Entry] = {}  # the documents among them
         self._written_at = time.monotonic()
+        self._at_once = min(FIRST_AT_ONCE, AT_ONCE)
         self.described: set[str] = set()  # keys of bibliography entries that are about a file
 
     def shelf(self) -> None:
@@ -133,13 +135,14 @@ class Scan:
         self._new.append((row, entry))
         if entry is not None:
             self._fresh[entry.id] = entry
-        if len(self._new) >= AT_ONCE or time.monotonic() - self._written_at > AT_ONCE_S:
+        if len(self._new) >= self._at_once or time.monotonic() - self._written_at > AT_ONCE_S:
             self._write()
 
     def _write(self) -> None:
         if self._new:
             self.catalogue.put_files(self._new)
             self._new, self._fresh = [], {}
+            self._at_once = min(AT_ONCE, 2 * self._at_once)
             self._wake()
         self._written_at = time.monotonic()
 

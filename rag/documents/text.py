@@ -164,6 +164,8 @@ def _unquote(value: str) -> str:
 
 def details_of(fields: dict[str, Any]) -> Details:
     """Details from front matter or a bibliography entry."""
+    if not fields:
+        return Details()
 
     def words(name: str) -> str:
         value = fields.get(name, "")

@@ -21,8 +21,9 @@ State = Literal["pending", "written", "done", "failed", "removing"]
 DEADLY = "reading it ended the memory process several times"  # the reason of a document that is given up for that
 BIBTEX_KEY = "bibtex"  # in the details of a document that is a bibliography's entry
 READ_ATTEMPTS = 5  # times a document may be in hand while the process dies before it is held to be the cause
+NOT_DONE = "state <> 'done'"  # SQLite uses the index of those only where a query says this in so many words
 TABLES = [
-    """
+    f"""
     CREATE TABLE documents (
       id TEXT PRIMARY KEY, kind TEXT NOT NULL, title TEXT NOT NULL, source TEXT NOT NULL, date TEXT NOT NULL,
       tags TEXT NOT NULL, details TEXT NOT NULL, hash TEXT NOT NULL, body TEXT, path TEXT,
@@ -30,7 +31,7 @@ TABLES = [
       priority INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0,
       revision INTEGER NOT NULL, updated_at TEXT NOT NULL
     );
-    CREATE INDEX documents_open ON documents (state, priority DESC, revision) WHERE state <> 'done';
+    CREATE INDEX documents_open ON documents (state, priority DESC, revision) WHERE {NOT_DONE};
     CREATE INDEX documents_kind ON documents (kind, state);
     CREATE TABLE files (
       path TEXT PRIMARY KEY, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, hash TEXT NOT NULL,
@@ -95,7 +96,7 @@ class Catalogue:
         self._progress = Database(file, synchronous="NORMAL")
         self._database.migrate("catalogue", TABLES)
         with self._database.transaction() as tx:  # a store written but not flushed may have lost it with the power
-            tx.execute("UPDATE documents SET state = 'pending' WHERE state = 'written'")
+            tx.execute(f"UPDATE documents SET state = 'pending' WHERE state = 'written' AND {NOT_DONE}")
 
     def put(self, entry: Entry) -> bool:
         """Add or replace a document; it is pending afterwards. False when exactly this is already there."""
@@ -148,20 +149,22 @@ class Catalogue:
         asked = f"SELECT id FROM documents WHERE state <> 'removing' AND id IN ({marks})"
         return {row["id"] for row in self._database.query(asked, list(documents))}
 
-    def next(self, *, above: int = -1, without: Sequence[str] = ()) -> Entry | None:
+    def next(self, *, above: int = -1, after: Entry | None = None) -> Entry | None:
         """The next document to index or remove, of a priority over `above`; handed-over ones before files.
 
-        `without` are the ids of those in hand already.
+        With `after`, the next of its priority that was put later.
         """
-        marks = ", ".join("?" for _ in without)
+        which, values = "priority > ?", [above]
+        if after is not None:
+            which, values = "priority = ? AND revision > ?", [after.priority, after.revision]
         # of each state the first one by the index: sorting all that waits would cost more than embedding a short one
         first = (
-            "SELECT * FROM (SELECT * FROM documents WHERE state = '{}' AND priority > ?"
-            f" AND id NOT IN ({marks}) ORDER BY priority DESC, revision LIMIT 1)"
+            f"SELECT * FROM (SELECT * FROM documents WHERE state = '{{}}' AND {NOT_DONE}"
+            f" AND {which} ORDER BY priority DESC, revision LIMIT 1)"
         )
         row = self._database.one(
             f"{first.format('pending')} UNION ALL {first.format('removing')} ORDER BY priority DESC, revision LIMIT 1",
-            (above, *without) * 2,
+            values * 2,
         )
         return None if row is None else _entry(row)
 
@@ -188,7 +191,7 @@ class Catalogue:
         with self._progress.transaction() as tx:
             tx.execute(
                 "UPDATE documents SET state = 'pending', attempts = 0, reason = ''"
-                " WHERE state = 'failed' AND reason = ?",
+                f" WHERE state = 'failed' AND {NOT_DONE} AND reason = ?",
                 (DEADLY,),
             )
 
@@ -230,15 +233,15 @@ class Catalogue:
     def flushed(self) -> None:
         """The store was flushed: what was written before is done. The caller writes nothing meanwhile."""
         with self._progress.transaction() as tx:
-            tx.execute("UPDATE documents SET state = 'done' WHERE state = 'written'")
+            tx.execute(f"UPDATE documents SET state = 'done' WHERE state = 'written' AND {NOT_DONE}")
 
     def store_is_empty(self) -> None:
         """The store was made anew: whatever was in it is to be indexed again, also what is being written just now."""
         with self._database.transaction() as tx:
-            revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
             tx.execute(
-                "UPDATE documents SET state = 'pending', revision = ? WHERE state IN ('pending', 'written', 'done')",
-                (revision,),
+                "UPDATE documents SET state = 'pending', revision = ? + rowid"
+                " WHERE state IN ('pending', 'written', 'done')",
+                (self._renumbered(tx),),
             )
 
     def again(self, documents: Iterable[str] | None = None) -> int:
@@ -246,12 +249,17 @@ class Catalogue:
         chosen = None if documents is None else list(documents)
         where = "" if chosen is None else f" AND id IN ({', '.join('?' for _ in chosen)})"
         with self._database.transaction() as tx:
-            revision = tx.execute("UPDATE revisions SET last = last + 1 RETURNING last").fetchone()["last"]
             return tx.execute(
-                "UPDATE documents SET state = 'pending', attempts = 0, reason = '', revision = ?"
+                "UPDATE documents SET state = 'pending', attempts = 0, reason = '', revision = ? + rowid"
                 f" WHERE state <> 'removing'{where}",
-                (revision, *(chosen or ())),
+                (self._renumbered(tx), *(chosen or ())),
             ).rowcount
+
+    def _renumbered(self, tx: sqlite3.Connection) -> int:
+        """What to add to the rowids of documents for new revisions of them, each of its own."""
+        most = tx.execute("SELECT ifnull(max(rowid), 0) AS most FROM documents").fetchone()["most"]
+        row = tx.execute("UPDATE revisions SET last = last + ? RETURNING last", (most,)).fetchone()
+        return int(row["last"]) - int(most)
 
     def removing(self, document: str) -> bool:
         """Mark a document for removal; False when there is none. Its files are forgotten."""
@@ -327,8 +335,8 @@ class Catalogue:
 
     def entries(self, states: Iterable[State]) -> list[Entry]:
         marks = list(states)
-        where = ", ".join("?" for _ in marks)
-        rows = self._database.query(f"SELECT * FROM documents WHERE state IN ({where}) ORDER BY revision", marks)
+        where = f"state IN ({', '.join('?' for _ in marks)})" + ("" if "done" in marks else f" AND {NOT_DONE}")
+        rows = self._database.query(f"SELECT * FROM documents WHERE {where} ORDER BY revision", marks)
         return [_entry(row) for row in rows]
 
     def put_abstracts(self, choose: Callable[[list[tuple[str, str]]], list[Entry]]) -> tuple[int, int]:
@@ -377,7 +385,9 @@ class Catalogue:
         return [str(row["key"]) for row in rows]
 
     def waiting(self) -> int:
-        row = self._database.one("SELECT count(*) AS n FROM documents WHERE state IN ('pending', 'removing')")
+        row = self._database.one(
+            f"SELECT count(*) AS n FROM documents WHERE state IN ('pending', 'removing') AND {NOT_DONE}"
+        )
         return 0 if row is None else int(row["n"])
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from killed_child import ROOT
+from rag_support import eventually
 
 from rag import indexer
 from rag.documents import chunks
@@ -122,6 +124,68 @@ def test_a_batch_is_bounded_and_joins_the_end_of_one_document_with_the_next(
     for beast in ("chamois", "ibex", "marmot"):
         entry = lab.generations.building.catalogue.get(f"paper-{beast}")
         assert entry is not None and numbers(lab, entry.id) == list(range(entry.chunks)) and entry.chunks > 8
+
+
+def test_the_next_batch_is_read_while_one_is_embedded(lab: Engine, watched: Watched) -> None:
+    catalogue = lab.generations.building.catalogue
+    read: list[bool] = []
+
+    def look(texts: Sequence[str]) -> None:
+        if not read and any("stoat" in text for text in texts):
+            eventually(lambda: any(entry.attempts for entry in map(catalogue.get, later) if entry))
+            read.append(True)
+
+    watched.before = look
+    notes = [note(n, f"Day {n}: a stoat crossed the path near hut {n * 7}.") for n in range(3 * indexer.MOST_AT_ONCE)]
+    later = [one.id for one in notes[indexer.MOST_AT_ONCE :]]
+    lab.add_all(notes)
+    assert lab.indexer.wait_idle(60) and read == [True]
+    assert all(numbers(lab, one.id) == [0] for one in notes)
+
+
+def test_documents_are_embedded_together_when_all_are_indexed_again(lab: Engine, watched: Watched) -> None:
+    lab.add_all(note(n, f"Day {n}: a stoat crossed the path near hut {n * 7}.") for n in range(60))
+    assert lab.indexer.wait_idle(60)
+    watched.calls.clear()
+    catalogue = lab.generations.building.catalogue
+    catalogue.again(f"note-{n}" for n in range(60))
+    lab.indexer.wake()
+    assert lab.indexer.wait_idle(60)
+    assert len(watched.calls) <= 2 and sum(map(len, watched.calls)) == 60
+
+
+def test_what_is_to_be_done_is_found_without_looking_through_all_documents(tmp_path: Path) -> None:
+    """Counted in the database's own steps."""
+
+    def steps(done: int, waiting: int) -> list[int]:
+        catalogue = Catalogue(tmp_path / f"{done}-{waiting}.db")
+        catalogue.put_all(note(n, "") for n in range(done + waiting))
+        catalogue.written_all((one, 1, "") for n in range(done) if (one := catalogue.get(f"note-{n}")))
+        catalogue.flushed()
+        first = catalogue.next()
+        assert first is not None and first.id == f"note-{done}" and catalogue.waiting() == waiting
+        asked: list[Callable[[], object]] = [
+            catalogue.next,
+            lambda: catalogue.next(after=first),
+            lambda: catalogue.entries(["failed"]),
+            catalogue.flushed,
+            lambda: catalogue.standing([first]),
+        ]
+        counts = []
+        for ask in asked:
+            count = [0]
+            for database in (catalogue._database, catalogue._progress):
+                database._connection().set_progress_handler(lambda count=count: count.append(1), 1)  # type: ignore[misc]
+            ask()
+            for database in (catalogue._database, catalogue._progress):
+                database._connection().set_progress_handler(None, 1)
+            counts.append(len(count))
+        catalogue.close()
+        return counts
+
+    few = steps(done=10, waiting=5)
+    assert max(steps(done=1000, waiting=5)) <= 2 * max(few) < 1000
+    assert max(steps(done=10, waiting=1000)) <= 2 * max(few)
 
 
 def test_one_removed_while_it_is_in_hand_leaves_nothing(lab: Engine, papers: Workspace, watched: Watched) -> None:
