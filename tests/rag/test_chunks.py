@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pdf_files
@@ -138,6 +139,16 @@ def test_a_quote_names_the_page_it_stands_on_and_where() -> None:
     start = chunk.text.index("An ibex")
     assert again.place(start) == (0, 2) and again.place(start + 3) == (3, 2)
     assert again.place(chunk.text.index("marmot", 40)) == (blocks[0].text.index("marmot", 40), 1)
+
+
+def test_a_passage_comes_back_from_the_store_as_it_went_in() -> None:
+    """What is as by default is not kept there."""
+    few = Passage("d", 0, "note", "", "s", "", "text", "")
+    assert few.payload().keys() == {"document", "number", "kind", "title", "source", "section", "text", "hash"}
+    where = replace(few, page=1, page_end=2, start=3, end=4, marks=((0, 1, None), (2, 3, 4)))
+    many = replace(where, date="1970", time=0.0, tags=("a",), campaign="c", metrics={"loss": 0.0})
+    for passage in (few, many):
+        assert Passage.from_payload(json.loads(json.dumps(passage.payload()))) == passage
 
 
 @settings(max_examples=100, deadline=None)
