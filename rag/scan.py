@@ -156,7 +156,8 @@ class Scan:
         if path_of(key, self.workspace) != path:
             self._unreadable(key, known, "its name is not UTF-8: rename it")
             return
-        details = self._details(key, path, known)
+        before = self._document(known.document) if known else None
+        details = self._details(key, path, before)
         try:
             given = given_by(details)
             if path.suffix.lower() == ".tex":
@@ -172,7 +173,7 @@ class Scan:
         except (Unreadable, OSError):
             self._unreadable(key, known)
             return
-        if known and (holder := self._other_holder(key, known)) is not None:
+        if before is not None and (holder := self._other_holder(key, before)) is not None:
             if self._holds(holder, row.hash):  # a copy as before
                 self.found.unchanged += 1
                 if row is not known:
@@ -183,7 +184,8 @@ class Scan:
         if not row.document and self._same_content(key, row):
             return
         entry = self._entry(key, path, row, details, given)
-        before = self._document(entry.id)
+        if before is None or before.id != entry.id:
+            before = self._document(entry.id)
         unchanged = before is not None and (before.hash, before.path) == (entry.hash, entry.path)
         if before is None:
             self.found.added += 1
@@ -202,10 +204,9 @@ class Scan:
         made = fingerprint(row.hash, given)
         return Entry(identity, "paper", title, key, made, details.date, details.tags, given, path=key)
 
-    def _other_holder(self, key: str, known: FileRow) -> Entry | None:
+    def _other_holder(self, key: str, entry: Entry) -> Entry | None:
         """The document this file is only a copy of: that which is read from another file, as long as that is there."""
-        entry = self._document(known.document)
-        if entry is None or entry.path in (None, key) or not path_of(str(entry.path), self.workspace).exists():
+        if entry.path in (None, key) or not path_of(str(entry.path), self.workspace).exists():
             return None
         return entry
 
@@ -276,9 +277,9 @@ class Scan:
 
     def _bibliographies(self, seen: Iterable[Path]) -> None:
         """Those of the papers folder count wherever the files they are about lie."""
-        found = [*seen, *files.find(self.workspace.papers_dir, self.workspace.root)]
-        paths = [path for path in dict.fromkeys(found) if path.suffix.lower() == files.BIBLIOGRAPHY]
-        self.library.read(paths, self._parsed)
+        bibliographies = files.find(self.workspace.papers_dir, self.workspace.root, (files.BIBLIOGRAPHY,))
+        paths = [path for path in seen if path.suffix.lower() == files.BIBLIOGRAPHY]
+        self.library.read(list(dict.fromkeys([*paths, *bibliographies])), self._parsed)
 
     def _parsed(self, path: Path) -> list[bibliography.Entry]:
         key = self._key(path)
@@ -303,10 +304,9 @@ class Scan:
                 parts.update(part for part in found[1:] if latex.BEGIN in source)
         return parts & set(sources)
 
-    def _details(self, key: str, path: Path, known: FileRow | None) -> Details:
+    def _details(self, key: str, path: Path, before: Entry | None) -> Details:
         entry = self.library.about(path)
-        before = self._document(known.document) if entry is None and known else None
-        if before is not None and not key.startswith(SHELF_PREFIX):
+        if entry is None and before is not None and not key.startswith(SHELF_PREFIX):
             entry = self.library.titled(before.title, before.details.get("arxiv", ""))
         if entry is None:
             return Details()

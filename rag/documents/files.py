@@ -25,14 +25,14 @@ def is_document(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def find(folder: Path, root: Path) -> Iterator[Path]:
+def find(folder: Path, root: Path, suffixes: tuple[str, ...] = (*SUFFIXES, BIBLIOGRAPHY)) -> Iterator[Path]:
     """Documents and bibliographies under `folder`, in order; hidden ones and links out of `root` are left out."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            path = Path(place) / name
-            if name.startswith(".") or path.suffix.lower() not in (*SUFFIXES, BIBLIOGRAPHY):
+            if name.startswith(".") or not name.lower().endswith(suffixes):
                 continue
+            path = Path(place) / name
             if path.is_symlink() and root not in Path(os.path.realpath(path)).parents:
                 continue  # a link that leads to itself is left out below
             if path.is_file():
