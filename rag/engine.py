@@ -281,9 +281,11 @@ class Engine:
 
     def _place(self, path: str) -> str:
         place = self.workspace.confine(path)
-        known = self.generations.building.catalogue.files()
         relative = self.workspace.relative(place)
-        if not place.exists() and not any(key == relative or key.startswith(f"{relative}/") for key in known):
+        if place.exists():
+            return relative
+        known = self.generations.building.catalogue.files()
+        if not any(key == relative or key.startswith(f"{relative}/") for key in known):
             raise NotFound(
                 f"there is no file or folder {path[:200]!r} in the workspace",
                 valid="a path inside the workspace, for example papers/",

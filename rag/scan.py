@@ -109,9 +109,7 @@ class Scan:
         gone = {
             key
             for key in self.known
-            if not key.startswith(SHELF_PREFIX)
-            and key not in seen
-            and any(f"{key}\n".startswith(prefix) for prefix in prefixes)
+            if not key.startswith(SHELF_PREFIX) and key not in seen and f"{key}\n".startswith(tuple(prefixes))
         }
         for key, path in seen.items():
             if files.is_document(path):
@@ -316,16 +314,14 @@ class Scan:
     def _loose_entries(self, elsewhere: Iterable[str]) -> None:
         """Entries with an abstract and no file are documents themselves, as long as both is so. `elsewhere` are the
         keys of files that this scan did not look at."""
-        paths = [PurePath(key) for key in elsewhere if not key.startswith(SHELF_PREFIX)]
-        loose = [
-            one
-            for one in self.library.entries
-            if one.abstract and one.key not in self.described and not any(map(one.describes, paths))
-        ]
+        loose = [one for one in self.library.entries if one.abstract and one.key not in self.described]
+        if loose:
+            paths = [PurePath(key) for key in elsewhere if not key.startswith(SHELF_PREFIX)]
+            loose = [one for one in loose if not any(map(one.describes, paths))]
         chosen: list[Entry] = []
 
-        def choose(papers: list[tuple[str, str]]) -> list[Entry]:
-            joined = {entry.key for paper in papers if (entry := self.library.titled(*paper))}
+        def choose(papers: Iterable[tuple[str, str]]) -> list[Entry]:
+            joined = {entry.key for paper in papers if (entry := self.library.titled(*paper))} if loose else set()
             chosen.extend(_loose(one) for one in loose if one.key not in joined)
             return chosen
 

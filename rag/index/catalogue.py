@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,11 @@ class FileRow:
 def _entry(row: sqlite3.Row) -> Entry:
     fields = {name: row[name] for name in Entry.__dataclass_fields__}
     return Entry(**{**fields, "tags": tuple(json.loads(row["tags"])), "details": json.loads(row["details"])})
+
+
+def _read(tx: sqlite3.Connection, asked: str) -> Iterator[sqlite3.Row]:
+    """Asked for when the first row is."""
+    yield from tx.execute(asked)
 
 
 class Catalogue:
@@ -339,7 +344,7 @@ class Catalogue:
         rows = self._database.query(f"SELECT * FROM documents WHERE {where} ORDER BY revision", marks)
         return [_entry(row) for row in rows]
 
-    def put_abstracts(self, choose: Callable[[list[tuple[str, str]]], list[Entry]]) -> tuple[int, int]:
+    def put_abstracts(self, choose: Callable[[Iterable[tuple[str, str]]], list[Entry]]) -> tuple[int, int]:
         """Make those of a bibliography's entries documents that `choose` picks, and no others; how many came and went.
 
         `choose` is told title and arXiv id of every paper that is a file. One transaction: none is found to be about
@@ -347,11 +352,11 @@ class Catalogue:
         """
         papers = "kind = 'paper' AND state <> 'removing'"
         with self._database.transaction() as tx:
-            rows = tx.execute(
+            asked = (
                 "SELECT title, coalesce(json_extract(details, '$.arxiv'), '') AS arxiv FROM documents"
                 f" WHERE {papers} AND path IS NOT NULL AND path NOT LIKE 'shelf:%'"
             )
-            chosen = choose([(row["title"], row["arxiv"]) for row in rows])
+            chosen = choose((row["title"], row["arxiv"]) for row in _read(tx, asked))
             added = sum(self._put(tx, entry) for entry in chosen)
             there = tx.execute(
                 f"SELECT id FROM documents WHERE {papers} AND path IS NULL"
