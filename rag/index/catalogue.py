@@ -163,15 +163,10 @@ class Catalogue:
         if after is not None:
             which, values = "priority = ? AND revision > ?", [after.priority, after.revision]
         # of each state the first one by the index: sorting all that waits would cost more than embedding a short one
-        first = (
-            f"SELECT * FROM (SELECT * FROM documents WHERE state = '{{}}' AND {NOT_DONE}"
-            f" AND {which} ORDER BY priority DESC, revision LIMIT 1)"
-        )
-        row = self._database.one(
-            f"{first.format('pending')} UNION ALL {first.format('removing')} ORDER BY priority DESC, revision LIMIT 1",
-            values * 2,
-        )
-        return None if row is None else _entry(row)
+        first = f"SELECT * FROM documents WHERE state = ? AND {NOT_DONE} AND {which} ORDER BY priority DESC, revision LIMIT 1"
+        rows = [self._database.one(first, (state, *values)) for state in ("pending", "removing")]
+        found = [_entry(row) for row in rows if row is not None]
+        return min(found, key=lambda entry: (-entry.priority, entry.revision), default=None)
 
     def standing(self, entries: Sequence[Entry]) -> set[str]:
         """The ids of those that are still to be indexed as they were when they were taken."""
