@@ -163,7 +163,8 @@ class Catalogue:
         if after is not None:
             which, values = "priority = ? AND revision > ?", [after.priority, after.revision]
         # of each state the first one by the index: sorting all that waits would cost more than embedding a short one
-        first = f"SELECT * FROM documents WHERE state = ? AND {NOT_DONE} AND {which} ORDER BY priority DESC, revision LIMIT 1"
+        chosen = f"state = ? AND {NOT_DONE} AND {which}"
+        first = f"SELECT * FROM documents WHERE {chosen} ORDER BY priority DESC, revision LIMIT 1"
         rows = [self._database.one(first, (state, *values)) for state in ("pending", "removing")]
         found = [_entry(row) for row in rows if row is not None]
         return min(found, key=lambda entry: (-entry.priority, entry.revision), default=None)
