@@ -46,7 +46,7 @@ KILLS = 50
 RATE_TEXTS = 150  # paragraphs
 RATE_NOTES = 200
 WRONG = ("missing", "too_many", "twice", "miscounted", "stale")
-ROUNDS = 9  # of embedder and indexer, in turn: a shared machine drifts
+ROUNDS = 15  # of embedder and indexer, in turn: a shared machine drifts
 
 
 @contextlib.contextmanager
@@ -227,7 +227,8 @@ def table(results: dict[str, Any]) -> str:
         for name, about in (("long", "a long text"), ("short", f"{RATE_NOTES} short notes")):
             if (one := found.get(name)) is None:  # kept from before short notes were measured
                 continue
-            pair = f"{one['indexer_per_s']} against {one['embedder_per_s']} passages a second"
+            pair = f"{one['indexer_per_s']} against {one['embedder_per_s']} passages a second at best"
+            pair += f", median of {len(one['ratios'])} rounds ({one['ratios'][0]:.0%} to {one['ratios'][-1]:.0%})"
             row(
                 found,
                 f"indexer beside the bare embedder, {about}: {pair}",

@@ -201,10 +201,6 @@ class Catalogue:
         with self._progress.transaction() as tx:
             tx.executemany("UPDATE documents SET attempts = 0 WHERE id = ?", [(entry.id,) for entry in entries])
 
-    def written(self, entry: Entry, chunks: int, *, abstract: str = "") -> None:
-        """`written_all` of one document."""
-        self.written_all([(entry, chunks, abstract)])
-
     def written_all(self, documents: Iterable[tuple[Entry, int, str]]) -> None:
         """All passages of these are in the store, so many of each. Without effect on one that was put again meanwhile.
 
@@ -344,7 +340,7 @@ class Catalogue:
         """Make those of a bibliography's entries documents that `choose` picks, and no others; how many came and went.
 
         `choose` is told title and arXiv id of every paper that is a file. One transaction: none is found to be about
-        an entry (see `written`) between the choosing and the putting.
+        an entry (see `written_all`) between the choosing and the putting.
         """
         papers = "kind = 'paper' AND state <> 'removing'"
         with self._database.transaction() as tx:

@@ -229,7 +229,7 @@ def test_a_store_that_lost_everything_is_filled_again(tmp_path: Path) -> None:
     catalogue.put(Entry("note-1", "note", "T", "note-1", "h", body="text"))
     entry = catalogue.get("note-1")
     assert entry is not None
-    catalogue.written(entry, 1)
+    catalogue.written_all([(entry, 1, "")])
     catalogue.flushed()
     EdgeStore(tmp_path / "store", DIMENSION, catalogue.store_is_empty).close()
     assert catalogue.waiting() == 1
