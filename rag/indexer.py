@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from rag.index.catalogue import DEADLY, Entry
 from rag.index.generation import Generations
 from rag.index.store import Passage
 from rag.scan import SHELF_PREFIX, fingerprint, given_by, path_of
-from workspace.errors import LabError
+from workspace.errors import LabError, Unavailable
 from workspace.layout import Workspace
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BATCH = 8 * chunks.TARGET  # characters embedded at once; more is no faster on a CPU and makes notes and searches wait
 MOST_AT_ONCE = 64  # passages, however short
+GATHER_S = 0.5  # of reading, after which what is there is embedded: the next ones may be long, or unreadable
 FLUSH_EVERY_S = 10.0
 IDLE_S = 0.3  # without anything to do for so long: flush
 log = logging.getLogger(__name__)
@@ -152,36 +153,47 @@ class Indexer:
         hand: list[_Open] = []
         before = self.current
         try:
-            with ThreadPoolExecutor(1, thread_name_prefix="embedding") as beside:
-                batch = self._gather(hand, above)
-                found = bool(batch.passages)
-                vectors = self._embedded(batch, beside)
-                while vectors is not None:
-                    ahead = self._gather(hand, above)
-                    made = vectors.result()
-                    first = batch.passages[0][0].entry
-                    self._urgent(first.priority)
-                    vectors = None if self._stopping.is_set() else self._embedded(ahead, beside)
-                    self.current = first.source
-                    self._store(hand, batch, made)
-                    self.error = ""
-                    self._told()
-                    batch = ahead
+            batch = self._gather(hand, above)
+            found = bool(batch.passages)
+            vectors = self._embedded(batch)
+            while vectors is not None:
+                ahead = self._gather(hand, above, vectors)
+                made = vectors.result()
+                first = batch.passages[0][0].entry
+                self._urgent(first.priority)
+                vectors = None if self._stopping.is_set() else self._embedded(ahead)
+                self.current = first.source
+                self._store(hand, batch, made)
+                self.error = ""
+                self._told()
+                batch = ahead
         finally:
             self.current = before
             if hand:
                 self.generations.building.catalogue.put_back(one.entry for one in hand)
         return found
 
-    def _embedded(self, batch: _Batch, beside: ThreadPoolExecutor) -> Future[Vectors] | None:
-        """Begun beside this thread; None for nothing."""
+    def _embedded(self, batch: _Batch) -> Future[Vectors] | None:
+        """Begun in a thread that holds up no end of the process; None for nothing."""
         texts = [passage.searchable for _, passage in batch.passages]
-        return beside.submit(lambda: self._embedder().embed(texts)) if texts else None
+        if not texts:
+            return None
+        vectors: Future[Vectors] = Future()
 
-    def _gather(self, hand: list[_Open], above: int) -> _Batch:
-        """The next batch, of the documents in hand and of others that are taken until it is full."""
+        def embed() -> None:
+            try:
+                vectors.set_result(self._embedder().embed(texts))
+            except BaseException as error:  # noqa: BLE001  raised again where the vectors are waited for
+                vectors.set_exception(error)
+
+        threading.Thread(target=embed, name="embedding", daemon=True).start()
+        return vectors
+
+    def _gather(self, hand: list[_Open], above: int, under_way: Future[Vectors] | None = None) -> _Batch:
+        """The next batch, of the documents in hand and of others that are taken until it is full or something waits:
+        what is `under_way` to be stored, or what was read first to be embedded."""
         batch = _Batch()
-        for one in self._documents(hand, above):
+        for one in self._documents(hand, above, under_way):
             try:
                 batch.fill(one)
             except Exception as error:  # noqa: BLE001  cutting this one failed, not the others
@@ -192,23 +204,29 @@ class Indexer:
                 break
         return batch
 
-    def _documents(self, hand: list[_Open], above: int) -> Iterator[_Open]:
+    def _documents(self, hand: list[_Open], above: int, under_way: Future[Vectors] | None) -> Iterator[_Open]:
         """Those in hand, then those that may be embedded with them: as urgent, and none held to be dangerous. One that
         changed while it is in hand has to leave it first."""
         yield from list(hand)
+        patient_until = time.monotonic() + GATHER_S
         while not self._stopping.is_set() and not any(one.entry.attempts for one in hand):
+            busy = bool(hand) or under_way is not None
+            if (under_way is not None and under_way.done()) or (busy and time.monotonic() > patient_until):
+                return
             after = hand[-1].entry if hand else None
             entry = self.generations.building.catalogue.next(above=above, after=after)
-            if entry is None or (hand and (entry.attempts or entry.id in [one.entry.id for one in hand])):
+            if entry is None or (busy and entry.attempts) or entry.id in [one.entry.id for one in hand]:
                 return
             if entry.state == "removing":
                 self._remove(entry)
                 continue
             self.current = entry.source
             one = self._opened(entry)
-            if one is not None:
-                hand.append(one)
-                yield one
+            if one is None:
+                self._urgent(entry.priority)
+                continue
+            hand.append(one)
+            yield one
 
     def _store(self, hand: list[_Open], batch: _Batch, vectors: Vectors) -> None:
         """What is complete with a batch leaves the hand, and what changed since it was taken, too."""
@@ -285,7 +303,11 @@ class Indexer:
         else:
             log.error("reading %s failed", entry.source, exc_info=error)
             reason = f"it cannot be read ({type(error).__name__}: {error})"[:300]
-        self.generations.building.store.delete(entry.id)
+        try:
+            self.generations.building.store.delete(entry.id)
+        except LabError:  # the store is away, which is not this document's fault
+            self.generations.building.catalogue.put_back([entry])
+            raise
         self.generations.building.catalogue.failed(entry, reason)
         self._dirty = True
         self._told()
@@ -294,7 +316,17 @@ class Indexer:
         if entry.path is None:
             return text.read_note(clean(entry.body or ""))
         path = path_of(entry.path, self.workspace)
-        return files.read(path, self.workspace.root, breathe=lambda: self._urgent(entry.priority))
+        return files.read(path, self.workspace.root, breathe=lambda: self._breathe(entry.priority))
+
+    def _breathe(self, priority: int) -> None:
+        """In the middle of a document. Raises `Unavailable`: what fails here is not that document."""
+        try:
+            self._urgent(priority)
+        except LabError:
+            raise
+        except Exception as error:
+            problem = f"indexing what is more urgent failed ({type(error).__name__}: {error})"
+            raise Unavailable(problem, fix="it is tried again; the memory's log says more") from error
 
     def _urgent(self, priority: int) -> None:
         """A note or an experiment does not wait for a long paper."""

@@ -192,8 +192,10 @@ def _leave(code: int) -> NoReturn:
     """
     atexit._run_exitfuncs()  # as torch's compiling processes are ended by
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # whoever read it has ended
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or whoever read it has ended
             stream.flush()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).fflush(None)  # what native libraries print
     os._exit(code)
 
 

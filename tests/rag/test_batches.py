@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,8 @@ from killed_child import ROOT
 from rag_support import eventually
 
 from rag import indexer
-from rag.documents import chunks
+from rag.documents import chunks, files
+from rag.documents.document import Unreadable
 from rag.embedding.embedder import PACKAGED_MODEL, Embedder
 from rag.engine import Engine
 from rag.index.catalogue import READ_ATTEMPTS, Catalogue, Entry
@@ -141,6 +143,70 @@ def test_the_next_batch_is_read_while_one_is_embedded(lab: Engine, watched: Watc
     lab.add_all(notes)
     assert lab.indexer.wait_idle(60) and read == [True]
     assert all(numbers(lab, one.id) == [0] for one in notes)
+
+
+def test_what_is_embedded_waits_for_no_row_of_unreadable_papers_and_neither_does_a_note(
+    lab: Engine, papers: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = lab.generations.building.catalogue
+    real, seen, count = files.read, [], 60
+
+    def read(path: Path, *more: object, **named: object) -> object:
+        if path.name.startswith("scan"):
+            time.sleep(0.05)
+            seen.append([entry and entry.state for entry in map(catalogue.get, ("paper-a-stoat", "note-1"))])
+            if len(seen) == 5:
+                lab.add(note(1, "A vole digs."))
+            raise Unreadable("it has no text layer")
+        return real(path, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "read", read)
+    (papers.papers_dir / "a-stoat.md").write_text("A stoat crossed the path near the hut.")
+    for number in range(count):
+        (papers.papers_dir / f"scan-{number:02d}.md").write_text(f"{number}")
+    assert lab.index(None, 60).failed_total == count and len(seen) == count
+    assert ["written", "written"] in seen[5:] or ["done", "written"] in seen[5:]
+
+
+def test_a_store_that_fails_once_loses_and_doubles_nothing(lab: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the next batch is embedded."""
+    store = lab.generations.building.store
+    real, failures = store.upsert, []
+
+    def upsert(*given: object) -> None:
+        if not failures:
+            failures.append(len(given))
+            raise RuntimeError("the segment is gone")
+        real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "upsert", upsert)
+    notes = [note(n, f"Day {n}: a stoat crossed the path near hut {n * 7}.") for n in range(3 * indexer.MOST_AT_ONCE)]
+    lab.add_all(notes)
+    assert lab.indexer.wait_idle(60) and failures
+    assert all(numbers(lab, one.id) == [0] for one in notes)
+    entries = [catalogue_entry for one in notes if (catalogue_entry := lab.generations.building.catalogue.get(one.id))]
+    assert {(entry.attempts, entry.chunks) for entry in entries} == {(0, 1)} and len(entries) == len(notes)
+
+
+def test_a_document_a_process_died_over_is_embedded_alone(papers: Workspace, watched: Watched) -> None:
+    """Also where it waits behind others that are being embedded."""
+    catalogue = Catalogue(next(papers.index_dir.glob("generation-*")) / "catalogue.db")
+    count = 2 * indexer.MOST_AT_ONCE
+    catalogue.put_all(note(n, f"Day {n}: a stoat crossed the path near hut {n * 7}.") for n in range(count))
+    dangerous = catalogue.get(f"note-{count // 2 + 3}")
+    assert dangerous is not None and catalogue.opening(dangerous)
+    catalogue.close()
+    under_way: list[str] = []
+
+    def look(texts: Sequence[str]) -> None:
+        for entry in map(engine.generations.building.catalogue.get, (f"note-{n}" for n in range(count))):
+            if entry is not None and entry.attempts and any(str(entry.body) in text for text in texts):
+                under_way.append(f"{entry.id} x{entry.attempts} of {len(texts)}")
+
+    watched.before = look
+    engine = Engine(papers, PACKAGED_MODEL, 0.3, load=lambda: watched)
+    assert engine.indexer.wait_idle(60) and engine.close(10)
+    assert [told for told in under_way if told.startswith(f"{dangerous.id} ")] == [f"{dangerous.id} x2 of 1"]
 
 
 def test_documents_are_embedded_together_when_all_are_indexed_again(lab: Engine, watched: Watched) -> None:

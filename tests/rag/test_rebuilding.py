@@ -34,7 +34,7 @@ class Held:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         if max(map(len, texts)) > 40:
-            self.go.wait()
+            assert self.go.wait(60)
         vectors = self.inner.embed(texts)[:, : self.dimension]
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
