@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -84,11 +84,6 @@ class FileRow:
 def _entry(row: sqlite3.Row) -> Entry:
     fields = {name: row[name] for name in Entry.__dataclass_fields__}
     return Entry(**{**fields, "tags": tuple(json.loads(row["tags"])), "details": json.loads(row["details"])})
-
-
-def _read(tx: sqlite3.Connection, asked: str) -> Iterator[sqlite3.Row]:
-    """Asked for when the first row is."""
-    yield from tx.execute(asked)
 
 
 class Catalogue:
@@ -344,11 +339,11 @@ class Catalogue:
         """
         papers = "kind = 'paper' AND state <> 'removing'"
         with self._database.transaction() as tx:
-            asked = (
+            rows = tx.execute(
                 "SELECT title, coalesce(json_extract(details, '$.arxiv'), '') AS arxiv FROM documents"
                 f" WHERE {papers} AND path IS NOT NULL AND path NOT LIKE 'shelf:%'"
             )
-            chosen = choose((row["title"], row["arxiv"]) for row in _read(tx, asked))
+            chosen = choose((row["title"], row["arxiv"]) for row in rows)
             added = sum(self._put(tx, entry) for entry in chosen)
             there = tx.execute(
                 f"SELECT id FROM documents WHERE {papers} AND path IS NULL"

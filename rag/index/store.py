@@ -63,7 +63,7 @@ class Passage:
         return mark[1] + offset - mark[0], mark[2]
 
     def payload(self) -> dict[str, Any]:
-        """What is not as by default: every field costs the engine 3 to 5 us, going in and coming out."""
+        """What is not as by default: every field costs the engine 3 to 5 us going in."""
         told = {name: value for name, value in vars(self).items() if value != DEFAULTS[name]}
         for name in told.keys() & {"tags", "marks"}:
             told[name] = [list(value) if isinstance(value, tuple) else value for value in told[name]]

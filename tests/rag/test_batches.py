@@ -165,7 +165,7 @@ def test_what_is_embedded_waits_for_no_row_of_unreadable_papers_and_neither_does
     for number in range(count):
         (papers.papers_dir / f"scan-{number:02d}.md").write_text(f"{number}")
     assert lab.index(None, 60).failed_total == count and len(seen) == count
-    assert ["written", "written"] in seen[5:] or ["done", "written"] in seen[5:]
+    assert any(set(states) <= {"written", "done"} for states in seen)
 
 
 def test_a_store_that_fails_once_loses_and_doubles_nothing(lab: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +184,8 @@ def test_a_store_that_fails_once_loses_and_doubles_nothing(lab: Engine, monkeypa
     lab.add_all(notes)
     assert lab.indexer.wait_idle(60) and failures
     assert all(numbers(lab, one.id) == [0] for one in notes)
-    entries = [catalogue_entry for one in notes if (catalogue_entry := lab.generations.building.catalogue.get(one.id))]
-    assert {(entry.attempts, entry.chunks) for entry in entries} == {(0, 1)} and len(entries) == len(notes)
+    entries = [lab.generations.building.catalogue.get(one.id) for one in notes]
+    assert {entry and (entry.attempts, entry.chunks) for entry in entries} == {(0, 1)}
 
 
 def test_a_document_a_process_died_over_is_embedded_alone(papers: Workspace, watched: Watched) -> None:
